@@ -1,0 +1,123 @@
+"""The recipe: one YAML file that describes a whole run, composed of the settings of its parts."""
+
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import yaml
+from pydantic import Field, model_validator
+
+from codeparrot.errors import ConfigError
+from codeparrot.evaluate import EvaluateSettings
+from codeparrot.generate import GenerateSettings
+from codeparrot.model import ModelSettings
+from codeparrot.packing import PackSettings
+from codeparrot.settings import Settings, validate
+from codeparrot.sources import CollectSettings
+from codeparrot.splits import CurateSettings
+from codeparrot.storage import StorageSettings
+from codeparrot.tokenizer import TokenizerSettings
+from codeparrot.train import TrainSettings
+
+MAX_NAME_LENGTH = 40  # a RayJob's name, made from it, may have 47 characters
+
+
+class Recipe(Settings):
+    """A whole run."""
+
+    run_name: Annotated[str, Field(pattern=r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?$", max_length=MAX_NAME_LENGTH)]
+    """Lower-case letters, digits and hyphens: it becomes part of paths and of Kubernetes names."""
+    seed: int = Field(default=0, ge=0)
+    """Keys every random choice of the run."""
+    storage: StorageSettings
+    collect: CollectSettings
+    curate: CurateSettings
+    tokenizer: TokenizerSettings
+    pack: PackSettings
+    model: ModelSettings
+    train: TrainSettings
+    evaluate: EvaluateSettings
+    generate: GenerateSettings
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> "Recipe":
+        if self.generate.max_new_tokens >= self.pack.max_seq_len:
+            raise ValueError(
+                f"generate.max_new_tokens ({self.generate.max_new_tokens}) must be less than pack.max_seq_len "
+                f"({self.pack.max_seq_len}): the model sees no more"
+            )
+        return self
+
+
+def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
+    """Read a recipe and apply `key.path=value` overrides, whose values are YAML.
+
+    Raises ConfigError with every problem at once.
+    """
+    try:
+        text = Path(path).read_text("utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8"
+        raise ConfigError(f"cannot read the recipe {path}: {reason}") from error
+    values = _yaml(text, str(path))
+    if not isinstance(values, dict):
+        raise ConfigError(f"{path}: a recipe is a mapping of keys to values, got {type(values).__name__}")
+    for override in overrides:
+        key, equals, value = override.partition("=")
+        if not equals or not all(key.split(".")):
+            raise ConfigError(f"--set {override}: write key.path=value, for example --set train.max_steps=100")
+        _set(values, key.split("."), _yaml(value, f"--set {override}"), override)
+    return validate(Recipe, values, str(path))
+
+
+class _Loader(yaml.SafeLoader):
+    """Safe YAML that refuses a key given twice and reads `5e-4` as the number it is."""
+
+    def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
+        seen = set()
+        for key_node, _ in node.value:
+            key = self.construct_object(key_node, deep=True)
+            if key in seen:
+                raise yaml.constructor.ConstructorError(None, None, f"key {key!r} is given twice", key_node.start_mark)
+            seen.add(key)
+        mapping: dict[Any, Any] = super().construct_mapping(node, deep)
+        return mapping
+
+
+def _number(loader: yaml.SafeLoader, node: yaml.ScalarNode) -> str | float:
+    text = str(loader.construct_scalar(node))
+    if node.style is None and text[:1] in "+-.0123456789" and "e" in text.lower():
+        try:
+            value = float(text)
+        except ValueError:
+            return text
+        return value if math.isfinite(value) else text
+    return text
+
+
+_Loader.add_constructor("tag:yaml.org,2002:str", _number)
+
+
+def _yaml(text: str, where: str) -> Any:
+    try:
+        return yaml.load(text, Loader=_Loader)  # noqa: S506 - a subclass of SafeLoader
+    except (yaml.YAMLError, TypeError) as error:
+        raise ConfigError(f"{where}: not valid YAML: {' '.join(str(error).split())}") from error
+
+
+def _set(values: dict[str, Any], path: Sequence[str], value: Any, override: str) -> None:
+    for index, key in enumerate(path[:-1]):
+        inner = values.setdefault(key, {})
+        if isinstance(inner, list):
+            raise ConfigError(f"--set {override}: {'.'.join(path[: index + 1])} is a list; set it as a whole")
+        if not isinstance(inner, dict):
+            raise ConfigError(f"--set {override}: {'.'.join(path[: index + 1])} is a value, not a mapping")
+        values = inner
+    values[path[-1]] = value
+
+
+def dump_recipe(recipe: Recipe) -> str:
+    """The resolved recipe as YAML: reading it gives the same recipe."""
+    values: Mapping[str, Any] = recipe.model_dump(mode="json")
+    return str(yaml.safe_dump(dict(values), sort_keys=False, allow_unicode=True, width=120))

@@ -1,0 +1,133 @@
+"""Licences as SPDX expressions: read from package metadata, judged against an allow-list.
+
+Parsing and the list of known identifiers are the `license-expression` library's.
+"""
+
+import re
+from collections.abc import Collection
+from functools import lru_cache
+from importlib.metadata import PackageMetadata
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from license_expression import Licensing
+
+TROVE = {
+    "Apache Software License": "Apache-2.0",
+    "BSD License": "BSD-3-Clause",
+    "GNU Affero General Public License v3": "AGPL-3.0-only",
+    "GNU General Public License v2 (GPLv2)": "GPL-2.0-only",
+    "GNU General Public License v3 (GPLv3)": "GPL-3.0-only",
+    "GNU General Public License v3 or later (GPLv3+)": "GPL-3.0-or-later",
+    "GNU Lesser General Public License v2 or later (LGPLv2+)": "LGPL-2.0-or-later",
+    "GNU Lesser General Public License v3 (LGPLv3)": "LGPL-3.0-only",
+    "GNU Library or Lesser General Public License (LGPL)": "LGPL-2.0-or-later",
+    "ISC License (ISCL)": "ISC",
+    "MIT License": "MIT",
+    "MIT No Attribution License (MIT-0)": "MIT-0",
+    "Mozilla Public License 2.0 (MPL 2.0)": "MPL-2.0",
+    "Python Software Foundation License": "PSF-2.0",
+    "The Unlicense (Unlicense)": "Unlicense",
+    "zlib/libpng License": "Zlib",
+}
+"""Trove classifiers with one clear meaning. "BSD License" does not say which; the three-clause one, the stricter
+of the two in use, is assumed."""
+
+SPELLINGS = {
+    "apache": "Apache-2.0",
+    "apache 2": "Apache-2.0",
+    "apache 2.0": "Apache-2.0",
+    "apache license 2.0": "Apache-2.0",
+    "apache 2.0 license": "Apache-2.0",
+    "apache license version 2.0": "Apache-2.0",
+    "apache license, version 2.0": "Apache-2.0",
+    "apache software license 2.0": "Apache-2.0",
+    "bsd": "BSD-3-Clause",
+    "bsd license": "BSD-3-Clause",
+    "3-clause bsd": "BSD-3-Clause",
+    "3-clause bsd license": "BSD-3-Clause",
+    "bsd 3-clause": "BSD-3-Clause",
+    "new bsd": "BSD-3-Clause",
+    "2-clause bsd": "BSD-2-Clause",
+    "isc license": "ISC",
+    "mit license": "MIT",
+    "the mit license": "MIT",
+    "mpl 2.0": "MPL-2.0",
+    "psf": "PSF-2.0",
+    "python software foundation license": "PSF-2.0",
+    "zlib": "Zlib",
+}
+"""Free-text licence fields in common use."""
+
+MAX_FIELD_LENGTH = 200  # longer ones are the licence's text, not its name
+
+
+@lru_cache(maxsize=1)
+def _licensing() -> "Licensing":
+    from license_expression import get_spdx_licensing
+
+    return get_spdx_licensing()
+
+
+@lru_cache(maxsize=4096)
+def spdx(text: str) -> str | None:
+    """The text as a normalised SPDX expression, or None if it is not one."""
+    from license_expression import ExpressionError
+
+    text = re.sub(r"\s+", " ", text).strip().strip('"')
+    if not text or len(text) > MAX_FIELD_LENGTH:
+        return None
+    text = SPELLINGS.get(text.lower(), text)
+    if re.fullmatch(r"LicenseRef-[A-Za-z0-9.-]+", text):
+        return text  # valid by construction, though in no list
+    try:
+        parsed = _licensing().parse(text, validate=True, strict=True)
+    except (ExpressionError, LookupError):  # LookupError: "()"
+        return None
+    return None if parsed is None else str(parsed.render())
+
+
+def license_from_metadata(metadata: PackageMetadata) -> str | None:
+    """The licence in a distribution's metadata: License-Expression, else classifiers, else the License field."""
+    expression = metadata.get("License-Expression")
+    if expression:
+        return spdx(expression)
+    classifiers = [
+        value.rsplit(" :: ", 1)[-1]
+        for value in metadata.get_all("Classifier") or ()
+        if value.startswith("License :: ")
+    ]
+    known = sorted({TROVE[name] for name in classifiers if name in TROVE})
+    if len(known) == 1:
+        return known[0]
+    if len(known) > 1:
+        return None  # "and" or "or"? The classifiers do not say.
+    return spdx(metadata.get("License") or "")
+
+
+@lru_cache(maxsize=4096)
+def allowed(expression: str, allow: frozenset[str]) -> bool:
+    """Whether the allow-list satisfies an SPDX expression: any side of an OR, every side of an AND.
+
+    `A WITH exception` needs that whole term, or `A` alone, in the list: an exception only adds permissions.
+    """
+    from license_expression import ExpressionError
+
+    try:
+        parsed = _licensing().parse(expression)
+    except (ExpressionError, LookupError):
+        return expression in allow
+    return parsed is not None and _satisfied(parsed, allow)
+
+
+def _satisfied(node: Any, allow: Collection[str]) -> bool:
+    from license_expression import LicenseWithExceptionSymbol
+
+    licensing = _licensing()
+    if isinstance(node, licensing.AND):
+        return all(_satisfied(part, allow) for part in node.args)
+    if isinstance(node, licensing.OR):
+        return any(_satisfied(part, allow) for part in node.args)
+    if isinstance(node, LicenseWithExceptionSymbol):
+        return str(node) in allow or node.license_symbol.key in allow
+    return node.key in allow

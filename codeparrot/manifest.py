@@ -1,0 +1,212 @@
+"""What a stage leaves behind: files, and last of all the manifest that makes them count.
+
+    raw/manifest.json                       the one object that readers look at; replaced at once
+    raw/data/1f0c2a9e4b7d-83ad91/...        the files it names; the folder is new for every attempt
+
+An attempt writes its files into a folder of its own and then replaces `manifest.json`, so that a stage killed
+at any point leaves the previous output valid, and two attempts can never mix their files. What the manifest
+does not name is rubbish and is deleted by the next attempt.
+
+A stage is up to date when its fingerprint is the one in the manifest: its settings, its code, and the *content*
+of its inputs (not when or where they were written), so work that comes out the same is not repeated downstream.
+"""
+
+import json
+import secrets
+import time
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import asdict, dataclass, field
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from codeparrot.errors import ManifestError, ObjectNotFound
+from codeparrot.storage import Storage, sha256_hex
+
+MANIFEST = "manifest.json"
+DATA = "data"
+FORMAT = 1
+
+
+@dataclass(frozen=True)
+class File:
+    """One stored file: its name within the output, its size and its SHA-256."""
+
+    name: str
+    size_bytes: int
+    sha256: str
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """The committed output of one stage."""
+
+    stage: str
+    prefix: str
+    folder: str
+    """Where the files lie, relative to the storage's base: `raw/data/1f0c2a9e4b7d-83ad91`."""
+    fingerprint: str
+    settings: Mapping[str, Any]
+    inputs: Mapping[str, str]
+    code: str
+    files: tuple[File, ...]
+    counts: Mapping[str, Any]
+    seconds: float
+    created: str
+    """UTC, ISO 8601. Not part of the digest."""
+    format: int = FORMAT
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of the content alone: names and hashes of the files, and the counts."""
+        return sha256_hex(canonical([[asdict(file) for file in self.files], self.counts]))
+
+    def path(self, name: str) -> str:
+        """The path of one of the files. Raises ManifestError if the manifest does not name it."""
+        return f"{self.folder}/{self.file(name).name}"
+
+    def file(self, name: str) -> File:
+        """The entry of one file. Raises ManifestError if the manifest does not name it."""
+        for file in self.files:
+            if file.name == name:
+                return file
+        raise ManifestError(f"{self.prefix}/{MANIFEST} names no file {name!r}")
+
+    def names(self, prefix: str = "") -> list[str]:
+        """The names of the files that begin with `prefix`, in order."""
+        return [file.name for file in self.files if file.name.startswith(prefix)]
+
+    def read(self, storage: Storage, name: str) -> bytes:
+        """The bytes of one file, checked against its hash. Raises ManifestError if they differ."""
+        data = storage.read(self.path(name))
+        if sha256_hex(data) != self.file(name).sha256:
+            raise ManifestError(
+                f"{storage.uri}/{self.path(name)} is damaged: its SHA-256 is not the one in its manifest; "
+                f"delete {self.prefix}/{MANIFEST} to make it again"
+            )
+        return data
+
+
+def canonical(value: Any) -> bytes:
+    """JSON with one spelling for one value."""
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=True).encode()
+
+
+def code_version(modules: Iterable[str]) -> str:
+    """SHA-256 over the source of the named modules: the version of the code that a stage runs."""
+    sources = []
+    for module in sorted(modules):
+        spec = find_spec(module)
+        assert spec is not None, f"no module {module}"
+        assert spec.origin is not None, f"module {module} has no file"
+        sources.append([module, sha256_hex(Path(spec.origin).read_bytes())])
+    return sha256_hex(canonical(sources))
+
+
+def load_manifest(storage: Storage, prefix: str) -> Manifest | None:
+    """The committed output under `prefix`, or None. Raises ManifestError if the manifest cannot be read."""
+    path = f"{prefix}/{MANIFEST}"
+    try:
+        data = storage.read(path)
+    except ObjectNotFound:
+        return None
+    try:
+        values = json.loads(data)
+        if values["format"] != FORMAT:
+            raise ValueError(f"format {values['format']!r} is not {FORMAT}")
+        values["files"] = tuple(File(**file) for file in values["files"])
+        return Manifest(**values)
+    except (ValueError, TypeError, KeyError) as error:
+        raise ManifestError(
+            f"{storage.uri}/{path} is damaged or of another version; delete it to make {prefix} again"
+        ) from error
+
+
+def require_manifest(storage: Storage, prefix: str, made_by: str) -> Manifest:
+    """Like load_manifest, but a missing one is an error that names the stage to run first."""
+    manifest = load_manifest(storage, prefix)
+    if manifest is None:
+        raise ManifestError(
+            f"{storage.uri}/{prefix} has no {MANIFEST}; run `python -m ray_jobs.{made_by}` with this recipe first"
+        )
+    return manifest
+
+
+@dataclass
+class Attempt:
+    """One attempt at writing an output: files first, `commit` last.
+
+    `write_file` may be called from any process that knows the folder.
+    """
+
+    storage: Storage
+    stage: str
+    prefix: str
+    settings: Mapping[str, Any]
+    inputs: Mapping[str, str]
+    code: str
+    clock: Callable[[], float] = time.time
+    folder: str = field(init=False)
+    started: float = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.folder = f"{self.prefix}/{DATA}/{self.fingerprint[:12]}-{secrets.token_hex(3)}"
+        self.started = self.clock()
+
+    @property
+    def fingerprint(self) -> str:
+        """What the output depends on: settings, inputs' content and code."""
+        return sha256_hex(canonical([FORMAT, self.stage, self.settings, self.inputs, self.code]))
+
+    def up_to_date(self, committed: Manifest | None) -> bool:
+        """Whether the committed output is the one this attempt would make."""
+        return committed is not None and committed.fingerprint == self.fingerprint
+
+    def write(self, name: str, data: bytes) -> File:
+        """Write one file of the output."""
+        return write_file(self.storage, self.folder, name, data)
+
+    def clear(self, committed: Manifest | None) -> None:
+        """Delete what dead attempts left: everything that the committed manifest does not name."""
+        keep = {f"{committed.folder}/{file.name}" for file in committed.files} if committed else set()
+        paths = [path for path, _ in self.storage.list(f"{self.prefix}/{DATA}/")]
+        self.storage.delete([path for path in paths if path not in keep])
+
+    def commit(self, files: Iterable[File], counts: Mapping[str, Any]) -> Manifest:
+        """Make the output valid by replacing the manifest, then delete the output it replaces."""
+        now = self.clock()
+        manifest = Manifest(
+            stage=self.stage,
+            prefix=self.prefix,
+            folder=self.folder,
+            fingerprint=self.fingerprint,
+            settings=self.settings,
+            inputs=self.inputs,
+            code=self.code,
+            files=tuple(sorted(files, key=lambda file: file.name)),
+            counts=json.loads(json.dumps(counts)),
+            seconds=round(now - self.started, 3),
+            created=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(now)),
+        )
+        text = json.dumps(asdict(manifest), indent=1, sort_keys=True)
+        self.storage.write(f"{self.prefix}/{MANIFEST}", text.encode())
+        self.clear(manifest)
+        return manifest
+
+
+def write_file(storage: Storage, folder: str, name: str, data: bytes) -> File:
+    """Write one file of an attempt and return its entry for the manifest."""
+    storage.write(f"{folder}/{name}", data)
+    return File(name=name, size_bytes=len(data), sha256=sha256_hex(data))
+
+
+def changed_settings(old: Mapping[str, Any], new: Mapping[str, Any], path: str = "") -> list[str]:
+    """One line per setting that differs, as `curate.validation_fraction: 0.05 -> 0.1`."""
+    lines = []
+    for key in sorted({*old, *new}):
+        name, before, after = f"{path}{key}", old.get(key), new.get(key)
+        if isinstance(before, Mapping) and isinstance(after, Mapping):
+            lines += changed_settings(before, after, f"{name}.")
+        elif before != after:
+            lines.append(f"{name}: {json.dumps(before)} -> {json.dumps(after)}")
+    return lines

@@ -1,0 +1,71 @@
+"""The model: a `transformers` GPT-2 built from a local configuration, never from a hub.
+
+`save_pretrained`, `generate` and the hub's formats work as everywhere else, and an export loads with plain
+`AutoModelForCausalLM.from_pretrained(path)`.
+"""
+
+from typing import TYPE_CHECKING, Literal
+
+from pydantic import Field, PositiveInt, model_validator
+
+from codeparrot.settings import Settings
+
+if TYPE_CHECKING:
+    import transformers
+
+
+class ModelSettings(Settings):
+    """The size of a GPT-2."""
+
+    n_layer: PositiveInt
+    n_head: PositiveInt
+    n_embd: PositiveInt
+    dropout: float = Field(default=0.0, ge=0, lt=1)
+    """For embeddings, attention and residuals alike; single-epoch pre-training needs none."""
+    attention: Literal["sdpa", "eager"] = "sdpa"
+
+    @model_validator(mode="after")
+    def _heads_divide(self) -> "ModelSettings":
+        if self.n_embd % self.n_head:
+            raise ValueError(f"n_embd ({self.n_embd}) must be a multiple of n_head ({self.n_head})")
+        return self
+
+
+def model_config(
+    settings: ModelSettings, *, vocab_size: int, max_seq_len: int, eos_token_id: int
+) -> "transformers.GPT2Config":
+    """The `transformers` configuration of this model."""
+    from transformers import GPT2Config
+
+    return GPT2Config(
+        vocab_size=vocab_size,
+        n_positions=max_seq_len,
+        n_layer=settings.n_layer,
+        n_head=settings.n_head,
+        n_embd=settings.n_embd,
+        embd_pdrop=settings.dropout,
+        attn_pdrop=settings.dropout,
+        resid_pdrop=settings.dropout,
+        bos_token_id=eos_token_id,
+        eos_token_id=eos_token_id,
+        attn_implementation=settings.attention,
+    )
+
+
+def build_model(config: "transformers.GPT2Config", seed: int) -> "transformers.GPT2LMHeadModel":
+    """A freshly initialised model; the same seed gives the same weights."""
+    import torch
+    from transformers import GPT2LMHeadModel
+
+    torch.manual_seed(seed)
+    return GPT2LMHeadModel(config)
+
+
+def num_parameters(config: "transformers.GPT2Config") -> int:
+    """Parameters of the model, tied ones once, counted without allocating any."""
+    import torch
+    from transformers import GPT2LMHeadModel
+
+    with torch.device("meta"):
+        model = GPT2LMHeadModel(config)
+    return sum(parameter.numel() for parameter in model.parameters())

@@ -1,0 +1,56 @@
+"""The base of every settings class, and the one way a wrong setting is reported.
+
+Each settings class stands beside the code that uses it; `config.py` composes them into a recipe.
+"""
+
+from collections.abc import Mapping
+from typing import Any, TypeVar
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from codeparrot.errors import ConfigError
+
+T = TypeVar("T", bound="Settings")
+
+MAX_SHOWN_VALUE = 80
+
+
+class Settings(BaseModel):
+    """Frozen, closed settings: an unknown key is an error, never ignored."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+
+
+def validate(model: type[T], values: Mapping[str, Any], where: str) -> T:
+    """Build `model` from plain values.
+
+    Raises ConfigError with all problems at once, one line each, as `train.learning_rate: message, got value`.
+    """
+    try:
+        return model.model_validate(values)
+    except ValidationError as error:
+        problems = [_problem(problem) for problem in error.errors()]
+        count = "1 problem" if len(problems) == 1 else f"{len(problems)} problems"
+        raise ConfigError("\n  ".join([f"{where}: {count}", *problems])) from None
+
+
+def _problem(problem: Any) -> str:
+    path = ".".join(str(part) for part in problem["loc"]) or "recipe"
+    kind, message, value = problem["type"], problem["msg"], problem["input"]
+    if kind == "extra_forbidden":
+        return f"{path}: unknown key"
+    if kind == "missing":
+        return f"{path}: required key is missing"
+    context = problem.get("ctx", {})
+    bounds = {"greater_than": (">", "gt"), "greater_than_equal": (">=", "ge")}
+    bounds |= {"less_than": ("<", "lt"), "less_than_equal": ("<=", "le")}
+    if kind in bounds:
+        sign, key = bounds[kind]
+        bound = context[key]
+        message = f"must be {sign} {int(bound) if isinstance(bound, float) and bound.is_integer() else bound}"
+    message = message.removeprefix("Value error, ").removeprefix("Input ")
+    if kind == "value_error" and isinstance(value, Mapping):
+        return f"{path}: {message}"
+    shown = repr(value)
+    shown = shown if len(shown) <= MAX_SHOWN_VALUE else shown[:MAX_SHOWN_VALUE] + "..."
+    return f"{path}: {message}, got {shown}"

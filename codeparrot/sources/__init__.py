@@ -1,0 +1,136 @@
+"""Where documents come from: one file per kind of source, one protocol.
+
+A source lists its entries without reading them; entries are then chosen by a keyed hash (so that the choice
+depends on the seed and on each entry alone, never on the order of a directory listing) and read in parallel.
+
+    packages    the Python distributions installed in this environment
+    directory   any folder of code
+"""
+
+import hashlib
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Annotated, Protocol
+
+from pydantic import Field, PositiveInt, model_validator
+
+from codeparrot.documents import Document, ReadReason, document_id, make_document
+from codeparrot.errors import EmptyCorpusError
+from codeparrot.settings import Settings
+from codeparrot.sources.directory import DirectorySettings, DirectorySource
+from codeparrot.sources.entry import Entry, read_entry
+from codeparrot.sources.packages import PackagesSettings, PackagesSource
+
+__all__ = [
+    "CollectSettings",
+    "DirectorySettings",
+    "Entry",
+    "PackagesSettings",
+    "Source",
+    "choose",
+    "open_source",
+    "read",
+    "shards",
+]
+
+SourceSettings = Annotated[PackagesSettings | DirectorySettings, Field(discriminator="kind")]
+
+
+class CollectSettings(Settings):
+    """Which code, and how much of it."""
+
+    sources: tuple[SourceSettings, ...] = Field(min_length=1)
+    max_bytes: PositiveInt | None = None
+    """Stop choosing files when they add up to this many bytes; null for all."""
+    max_file_bytes: PositiveInt = 1_000_000
+    """Larger files are rejected, as in the original corpus."""
+    shard_bytes: PositiveInt = 64_000_000
+    """Content of one raw shard before compression."""
+
+    @model_validator(mode="after")
+    def _distinct_names(self) -> "CollectSettings":
+        names = [source.name for source in self.sources]
+        if len(set(names)) < len(names):
+            raise ValueError(f"two sources share a name: {', '.join(names)}; give each its own `name`")
+        return self
+
+
+class Source(Protocol):
+    """A place that code comes from."""
+
+    def entries(self) -> Sequence[Entry]:
+        """Every file it offers, unread, in any order. Raises SourceError if it cannot be listed."""
+
+
+@dataclass(frozen=True)
+class Read:
+    """What came of reading the entries of one shard."""
+
+    documents: list[Document]
+    rejected: list[tuple[Entry, ReadReason]]
+
+
+def open_source(settings: SourceSettings) -> Source:
+    """The source that the settings describe."""
+    if isinstance(settings, PackagesSettings):
+        return PackagesSource(settings)
+    return DirectorySource(settings)
+
+
+def choose(entries: Iterable[Entry], *, seed: int, max_bytes: int | None, max_file_bytes: int) -> list[Entry]:
+    """A deterministic sample of the entries of at most `max_bytes`, sorted by source, repository and path.
+
+    Entries are taken in the order of a hash keyed by the seed; those over `max_file_bytes` take no room (reading
+    rejects them), and one that does not fit any more is passed over. Raises EmptyCorpusError if nothing is left.
+    """
+    chosen, total = [], 0
+    for entry in sorted(entries, key=lambda entry: _rank(seed, entry)):
+        size = entry.size_bytes if entry.size_bytes <= max_file_bytes else 0
+        if max_bytes is None or total + size <= max_bytes:
+            chosen.append(entry)
+            total += size
+    if not chosen:
+        raise EmptyCorpusError("the sources offer no file; check collect.sources (paths, include, exclude)")
+    return sorted(chosen, key=lambda entry: (entry.source, entry.repository, entry.path))
+
+
+def _rank(seed: int, entry: Entry) -> bytes:
+    key = f"{seed}\0{document_id(entry.source, entry.repository, entry.path)}"
+    return hashlib.blake2b(key.encode(), digest_size=16).digest()
+
+
+def shards(entries: Sequence[Entry], shard_bytes: int) -> list[list[Entry]]:
+    """The entries cut into consecutive groups of about `shard_bytes`, none of them empty."""
+    groups: list[list[Entry]] = []
+    room = 0
+    for entry in entries:
+        if not groups or room < entry.size_bytes:
+            groups.append([])
+            room = shard_bytes
+        groups[-1].append(entry)
+        room -= entry.size_bytes
+    return groups
+
+
+def read(entries: Sequence[Entry], max_file_bytes: int) -> Read:
+    """Read entries; a file that cannot become a document is counted with its reason, never fatal."""
+    result = Read([], [])
+    for entry in entries:
+        data = read_entry(entry, max_file_bytes)
+        document = data if isinstance(data, ReadReason) else _document(entry, data)
+        if isinstance(document, ReadReason):
+            result.rejected.append((entry, document))
+        else:
+            result.documents.append(document)
+    return result
+
+
+def _document(entry: Entry, data: bytes) -> Document | ReadReason:
+    return make_document(
+        data,
+        source=entry.source,
+        repository=entry.repository,
+        path=entry.path,
+        revision=entry.revision,
+        license=entry.license,
+    )

@@ -1,0 +1,98 @@
+"""The `directory` source: any folder of code.
+
+Each immediate subfolder is a repository (so that the validation split can keep repositories apart), unless
+`repository` names the whole folder as one. Symbolic links are not followed and special files (sockets, pipes,
+devices) are not offered. The folder must be visible, under the same path, on every node that collects.
+"""
+
+import os
+import stat
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Literal
+
+from pydantic import Field
+
+from codeparrot.errors import SourceError
+from codeparrot.settings import Settings
+from codeparrot.sources.entry import Entry, matches, printable
+
+
+class DirectorySettings(Settings):
+    """A folder of code."""
+
+    kind: Literal["directory"]
+    path: Path
+    """The folder; relative paths start at the working directory."""
+    name: str = Field(default="directory", min_length=1)
+    """How this source is called in the corpus."""
+    repository: str | None = None
+    """One repository name for the whole folder; null: each immediate subfolder is a repository."""
+    revision: str | None = None
+    """A commit or date to record with every document."""
+    license: str | None = None
+    """SPDX expression for every file, for example `LicenseRef-Proprietary`; null: unknown."""
+    include: tuple[str, ...] = ("*.py",)
+    """Globs on the path in the folder or on the file name."""
+    exclude: tuple[str, ...] = ()
+    """Globs that win over `include`."""
+
+
+class DirectorySource:
+    """Lists a folder."""
+
+    def __init__(self, settings: DirectorySettings) -> None:
+        self.settings = settings
+
+    def entries(self) -> Sequence[Entry]:
+        root = self._root()
+        found: list[Entry] = []
+        for folder, subfolders, names in os.walk(os.fsencode(root), followlinks=False):
+            subfolders.sort()
+            for name in sorted(names):
+                entry = self._entry(os.fsencode(root), os.path.join(folder, name))
+                if entry is not None:
+                    found.append(entry)
+        if not found:
+            wanted = ", ".join(self.settings.include)
+            raise SourceError(f"source {self.settings.name!r}: folder {root} holds no file that matches {wanted}")
+        return found
+
+    def _root(self) -> Path:
+        where = f"source {self.settings.name!r}: "
+        try:
+            root = self.settings.path.expanduser().absolute()
+            mode = root.stat().st_mode
+        except FileNotFoundError:
+            raise SourceError(f"{where}folder {root} does not exist") from None
+        except (OSError, RuntimeError, ValueError) as error:  # no such user's home; a NUL in the path
+            reason = error.strerror if isinstance(error, OSError) else error
+            raise SourceError(f"{where}cannot read folder {self.settings.path}: {reason}") from error
+        if not stat.S_ISDIR(mode):
+            raise SourceError(f"{where}{root} is not a folder")
+        if not os.access(root, os.R_OK | os.X_OK):
+            raise SourceError(f"{where}no permission to read folder {root}")
+        return root
+
+    def _entry(self, root: bytes, location: bytes) -> Entry | None:
+        path = printable(os.path.relpath(location, root))
+        if not matches(path, self.settings.include) or matches(path, self.settings.exclude):
+            return None
+        try:
+            status = os.lstat(location)
+        except OSError:
+            return None
+        if not stat.S_ISREG(status.st_mode):
+            return None
+        first, slash, _ = path.partition("/")
+        top = printable(os.path.basename(root))
+        return Entry(
+            source=self.settings.name,
+            repository=self.settings.repository or (first if slash else top),
+            path=path,
+            revision=self.settings.revision,
+            license=self.settings.license,
+            size_bytes=status.st_size,
+            modified_ns=status.st_mtime_ns,
+            location=location,
+        )

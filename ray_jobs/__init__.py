@@ -1,0 +1,18 @@
+"""The stages: thin, one module each, always run as `python -m ray_jobs.NAME --config FILE`.
+
+The only place that imports ray. In the order of the flow:
+
+    stage             the frame of every stage: command line, skipping, committing, exit codes
+    progress          what a person sees while a stage runs
+    cluster           Ray itself: connecting, room for workers, work spread with Ray Data
+    collect           sources -> raw documents
+    curate            raw -> curated, split documents
+    train_tokenizer   curated -> tokenizer
+    pack              curated + tokenizer -> packed rows
+    train             packed rows -> a run with checkpoints and an export
+    evaluate          a run -> its measures on the validation split
+    generate          a run -> completions
+    report            all of them -> one page
+    pipeline          all stages in order, as one resumable job
+    local             a laptop's `make run`: the embedded store, then the pipeline
+"""

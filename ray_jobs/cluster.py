@@ -1,0 +1,274 @@
+"""Ray itself: connecting to it, room for workers, and work spread over it with Ray Data.
+
+Ray Data moves descriptions of shards, not documents: a task reads its shard from the store, writes its result there
+and returns a small summary. So memory stays flat, a killed worker costs its shard in flight only, and the bytes
+written do not depend on how many workers there are (docs/decisions/0002).
+"""
+
+import logging
+import os
+import pickle
+import shutil
+import signal
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, TypeVar
+
+from codeparrot.errors import ClusterError, CodeParrotError
+from ray_jobs.progress import progress
+
+logger = logging.getLogger(__name__)
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+OBJECT_STORE_BYTES = 512 * 1024 * 1024  # of a local Ray: it carries summaries only
+MIN_LOCAL_CPUS = 2
+MAX_SHOWN_ERROR = 300
+TEMPORARY_PREFIX = "codeparrot-ray-"
+FORWARDED = (
+    "AWS_ENDPOINT_URL",
+    "AWS_ENDPOINT_URL_S3",
+    "AWS_REGION",
+    "AWS_DEFAULT_REGION",
+    "AWS_SHARED_CREDENTIALS_FILE",
+    "AWS_CONFIG_FILE",
+    "AWS_PROFILE",
+    "AWS_CA_BUNDLE",
+    "CODEPARROT_CACHE",
+)
+"""Where the store is and where its credentials lie, for workers of a cluster that was started without them. Keys
+themselves are never sent through Ray."""
+QUIET = {
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_DATA_DISABLE_PROGRESS_BARS": "1",
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+    "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "600",  # image pulls take longer than the default of 60
+    "HF_HUB_OFFLINE": "1",
+    "HF_HUB_DISABLE_TELEMETRY": "1",
+    "TOKENIZERS_PARALLELISM": "false",
+}
+"""Defaults for every process of ours: no network but the store's, no noise."""
+
+
+_temporary: list[str] = []
+"""The folder of the local Ray that this process started, if it did."""
+
+
+@contextmanager
+def ray_session() -> Iterator[None]:
+    """A block at whose end Ray is left, if `connect` was called in it: a local Ray ends, a cluster goes on."""
+    try:
+        yield
+    finally:
+        if "ray" in sys.modules:
+            import ray
+
+            ray.shutdown()
+        while _temporary:
+            shutil.rmtree(_temporary.pop(), ignore_errors=True)
+
+
+def connect() -> None:
+    """Connect to Ray unless this process is connected already.
+
+    To the cluster that RAY_ADDRESS names (`ray job submit` sets it), else to a local Ray of our own, whose files lie
+    in a temporary folder. Raises ClusterError.
+    """
+    for name, value in QUIET.items():
+        os.environ.setdefault(name, value)
+    import ray
+
+    if ray.is_initialized():
+        return
+    options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
+    address = os.environ.get("RAY_ADDRESS")
+    if address:
+        forwarded = {name: os.environ[name] for name in FORWARDED if name in os.environ}
+        options |= {"address": address, "runtime_env": {"env_vars": {**QUIET, **forwarded}}}
+    else:
+        _sweep()
+        _temporary.append(tempfile.mkdtemp(prefix=f"{TEMPORARY_PREFIX}{os.getpid()}-"))
+        options |= {
+            "num_cpus": max(MIN_LOCAL_CPUS, os.cpu_count() or 1),
+            "object_store_memory": OBJECT_STORE_BYTES,
+            "include_dashboard": False,
+            "_temp_dir": _temporary[-1],
+        }
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        ray.init(**options)
+    except (ConnectionError, RuntimeError, ValueError, OSError, TimeoutError) as error:
+        where = f"the cluster at RAY_ADDRESS={address}" if address else "a local Ray"
+        raise ClusterError(f"cannot use {where}: {str(error).strip().splitlines()[0]}") from error
+    if threading.current_thread() is threading.main_thread():
+        for number, handler in handlers.items():  # ray.init puts its own in their place
+            signal.signal(number, handler)
+    _silence()
+
+
+def _silence() -> None:
+    import ray
+
+    context = ray.data.DataContext.get_current()
+    context.enable_progress_bars = False
+    context.print_on_execution_start = False
+    for name in ("ray", "ray.data", "ray.train"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+
+
+def _sweep() -> None:
+    """Remove the temporary folders of local Rays whose driver is dead."""
+    for folder in Path(tempfile.gettempdir()).glob(f"{TEMPORARY_PREFIX}*"):
+        pid = folder.name.removeprefix(TEMPORARY_PREFIX).split("-")[0]
+        try:
+            os.kill(int(pid), 0)
+        except ProcessLookupError:
+            shutil.rmtree(folder, ignore_errors=True)
+        except (ValueError, PermissionError):
+            continue
+
+
+def spread(
+    stage: str,
+    items: Sequence[Item],
+    work: Callable[[Item], Result],
+    unit: str = "shards",
+    *,
+    workers: int | None = None,
+    resources: Mapping[str, float] | None = None,
+) -> list[Result]:
+    """`[work(item) for item in items]`, in this order, by Ray Data on all of the cluster.
+
+    `work` must be a module's function (or a partial of one); it and its results must be picklable and small. With
+    `workers`, that many processes stay alive and do all of it, for work that is expensive to begin. An error of ours
+    in a task is raised here as itself.
+    """
+    if not items:
+        return []
+    connect()
+    import ray
+
+    rows = [{"index": index, "item": pickle.dumps(item)} for index, item in enumerate(items)]
+    results: dict[int, Result] = {}
+    options: dict[str, Any] = {}
+    needed = dict(resources or {"CPU": 1})
+    options["num_cpus"] = needed.pop("CPU", 0)
+    if "GPU" in needed:
+        options["num_gpus"] = needed.pop("GPU")
+    if needed:
+        options["resources"] = needed
+    with unwrapped(), progress(stage, len(items), unit) as advance:
+        dataset = ray.data.from_items(rows, override_num_blocks=len(rows))
+        if workers is None:
+            done = dataset.map(_apply, fn_kwargs={"work": work}, **options)
+        else:
+            size = min(workers, len(items))
+            done = dataset.map(_Worker, fn_constructor_kwargs={"work": work}, concurrency=size, **options)
+        for row in done.iter_rows():
+            results[row["index"]] = pickle.loads(row["result"])  # noqa: S301 - made by _apply
+            advance(len(results))
+    return [results[index] for index in range(len(items))]
+
+
+def _apply(row: dict[str, Any], work: Callable[[Any], Any]) -> dict[str, Any]:
+    return {"index": row["index"], "result": pickle.dumps(work(pickle.loads(row["item"])))}  # noqa: S301
+
+
+class _Worker:
+    """A process that stays."""
+
+    def __init__(self, work: Callable[[Any], Any]) -> None:
+        self._work = work
+
+    def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
+        return _apply(row, self._work)
+
+
+@contextmanager
+def unwrapped() -> Iterator[None]:
+    """Raise the CodeParrotError that hides inside an error of Ray; turn others into a ClusterError."""
+    import ray.exceptions
+
+    try:
+        yield
+    except (CodeParrotError, KeyboardInterrupt):
+        raise
+    except Exception as error:
+        ours = find_error(error)
+        if ours is not None:
+            raise ours from error
+        if isinstance(error, ray.exceptions.RayError) or type(error).__module__.startswith("ray."):
+            root = root_cause(error)
+            text = " ".join(str(root).split())[:MAX_SHOWN_ERROR]
+            raise ClusterError(
+                f"Ray gave up ({type(root).__name__}: {text}); run the same command to continue, --debug shows more"
+            ) from error
+        raise
+
+
+def find_error(error: BaseException) -> CodeParrotError | None:
+    """The first error of ours among an error and what caused it."""
+    for found in _causes(error):
+        if isinstance(found, CodeParrotError) and not hasattr(found, "as_instanceof_cause"):
+            return found
+    return None
+
+
+def root_cause(error: BaseException) -> BaseException:
+    """What an error of Ray began with."""
+    return list(_causes(error))[-1]
+
+
+def _causes(error: BaseException) -> Iterator[BaseException]:
+    """An error, its causes, and the failures of a worker group, nearest first."""
+    queue: list[BaseException | None] = [error]
+    seen: set[int] = set()
+    while queue:
+        current = queue.pop(0)
+        if current is None or id(current) in seen:
+            continue
+        seen.add(id(current))
+        yield current
+        failures = getattr(current, "worker_failures", None) or {}
+        queue += [getattr(current, "cause", None), getattr(current, "controller_failure", None)]
+        queue += [*failures.values(), current.__cause__]
+
+
+def require_room(num_workers: int, resources: Mapping[str, float], timeout_seconds: float) -> None:
+    """Wait until the cluster can place this many workers at once. Raises ClusterError that says what is missing."""
+    import ray
+
+    deadline = time.monotonic() + timeout_seconds
+    told = False
+    while True:
+        nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+        room = sum(_workers_on(node, resources, num_workers) for node in nodes)
+        if room >= num_workers:
+            return
+        if time.monotonic() >= deadline:
+            break
+        if not told:
+            logger.info("waiting up to %.0f s for room for %d workers (now %d)", timeout_seconds, num_workers, room)
+            told = True
+        time.sleep(0.5)
+    wanted = _resources(resources)
+    have = "; ".join(_resources({name: node.get(name, 0) for name in resources}) for node in nodes) or "no node"
+    raise ClusterError(
+        f"the cluster has room for {room} of {num_workers} workers: each needs {wanted}, its {len(nodes)} nodes have "
+        f"{have}; add nodes, or lower train.num_workers or train.resources_per_worker"
+    )
+
+
+def _workers_on(node: Mapping[str, float], resources: Mapping[str, float], most: int) -> int:
+    counts = [int(node.get(name, 0) / amount + 1e-9) for name, amount in resources.items() if amount > 0]
+    return min([*counts, most])
+
+
+def _resources(resources: Mapping[str, float]) -> str:
+    return ", ".join(f"{amount:g} {name}" for name, amount in resources.items()) or "nothing"

@@ -1,0 +1,231 @@
+"""Raw to curated documents, split: licences and filters, then exact duplicates, then the split by repository.
+
+Two passes over the shards. The first judges every document on its own and returns a key for each that passes; the
+driver then knows which of the duplicates stays and which repositories are held out; the second writes the splits.
+"""
+
+import heapq
+import json
+from collections import defaultdict
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+from codeparrot.dedup import content_key, exact_duplicates
+from codeparrot.documents import Document, from_parquet, to_parquet
+from codeparrot.errors import EmptyCorpusError
+from codeparrot.filters import draw, reject, reject_license
+from codeparrot.manifest import File, Manifest, write_file
+from codeparrot.splits import SPLITS, CurateSettings, validation_units
+from codeparrot.storage import open_storage
+from codeparrot.tokenizer import gpt2_encoder
+from ray_jobs.cluster import spread
+from ray_jobs.progress import size
+from ray_jobs.stage import Output, Stage, Work, main, stage_settings
+from ray_jobs.tally import Tally
+
+EXCERPT_CHARACTERS = 2000
+DUPLICATE = "exact_duplicate"
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What the first pass says of one document."""
+
+    repository: str
+    document: str
+    """Its id."""
+    reason: str | None
+    preference: tuple[Any, ...]
+    """Of duplicates the smallest stays: known licence first, then by id."""
+    key: bytes
+
+
+@dataclass(frozen=True)
+class Placement:
+    """What the second pass does with one shard: a reason to reject, or a split, for every document."""
+
+    name: str
+    index: int
+    reasons: list[str | None]
+    splits: list[str]
+
+
+Sample = tuple[float, dict[str, str]]
+
+
+def run(work: Work) -> Output:
+    """Judge, decide, write."""
+    raw, settings, seed = work.inputs["raw"], work.recipe.curate, work.recipe.seed
+    names = raw.names("part-")
+    judge = partial(_judge_shard, uri=work.storage.uri, raw=raw, settings=settings, seed=seed)
+    verdicts = spread("curate: judge", names, judge)
+    placements = _decide(names, verdicts, settings, seed)
+    place = partial(_write_shard, uri=work.storage.uri, folder=work.attempt.folder, raw=raw, settings=settings, seed=seed)
+    written = spread("curate: write", placements, place)
+    return _gather(work, placements, verdicts, written)
+
+
+def _judge_shard(name: str, *, uri: str, raw: Manifest, settings: CurateSettings, seed: int) -> list[Verdict]:
+    documents = [Document(**row) for row in from_parquet(raw.read(open_storage(uri), name)).to_pylist()]
+    needed = settings.filters.min_characters_per_token is not None
+    lengths = gpt2_encoder().encode([document.content for document in documents])[1] if needed else []
+    verdicts = []
+    for index, document in enumerate(documents):
+        reason = reject_license(document, settings.licenses) or reject(
+            document, settings.filters, seed=seed, num_tokens=lambda index=index: int(lengths[index])
+        )
+        preference = (document.license is None, document.id)
+        verdicts.append(
+            Verdict(document.repository, document.id, reason, preference, content_key(document.content))
+        )
+    return verdicts
+
+
+def _decide(
+    names: list[str], verdicts: list[list[Verdict]], settings: CurateSettings, seed: int
+) -> list[Placement]:
+    flat = [verdict for shard in verdicts for verdict in shard]
+    reasons = [verdict.reason for verdict in flat]
+    if settings.exact_dedup:
+        passed = [index for index, reason in enumerate(reasons) if reason is None]
+        twins = exact_duplicates([flat[i].key for i in passed], [flat[i].preference for i in passed])
+        for twin in twins:
+            reasons[passed[twin]] = DUPLICATE
+    units = [_unit(verdict, settings) for verdict in flat]
+    kept = [unit for unit, reason in zip(units, reasons, strict=True) if reason is None]
+    if not kept:
+        tally = Tally()
+        for reason in reasons:
+            tally.reject(str(reason), 0)
+        raise EmptyCorpusError(
+            f"no document is left after curation of {len(flat):,}: {tally.reasons_text()}; loosen curate.licenses or "
+            "curate.filters, or collect other code"
+        )
+    held_out = validation_units(kept, seed=seed, fraction=settings.validation_fraction)
+    splits = ["validation" if unit in held_out else "train" for unit in units]
+    placements, start = [], 0
+    for index, (name, shard) in enumerate(zip(names, verdicts, strict=True)):
+        stop = start + len(shard)
+        placements.append(Placement(name, index, reasons[start:stop], splits[start:stop]))
+        start = stop
+    return placements
+
+
+def _unit(verdict: Verdict, settings: CurateSettings) -> str:
+    return verdict.repository if settings.split_by == "repository" else verdict.document
+
+
+@dataclass(frozen=True)
+class Written:
+    """What the second pass returns of one shard."""
+
+    files: list[File]
+    tallies: dict[str, Tally]
+    samples: dict[str, list[Sample]]
+
+
+def _write_shard(
+    placement: Placement, *, uri: str, folder: str, raw: Manifest, settings: CurateSettings, seed: int
+) -> Written:
+    import pyarrow as pa
+
+    storage = open_storage(uri)
+    table = from_parquet(raw.read(storage, placement.name))
+    written = Written([], {split: Tally() for split in SPLITS}, {})
+    for split in SPLITS:
+        here = [
+            reason is None and where == split
+            for reason, where in zip(placement.reasons, placement.splits, strict=True)
+        ]
+        part = table.filter(pa.array(here))
+        for row in part.drop_columns(["content"]).to_pylist():
+            written.tallies[split].keep(row["repository"], row["license"], row["size_bytes"])
+        if part.num_rows:
+            name = f"{split}/part-{placement.index:05d}.parquet"
+            written.files.append(write_file(storage, folder, name, to_parquet(part)))
+    rejected = [index for index, reason in enumerate(placement.reasons) if reason is not None]
+    samples: dict[str, list[Sample]] = defaultdict(list)
+    for index, row in zip(rejected, table.take(rejected).to_pylist(), strict=True):
+        reason = str(placement.reasons[index])
+        written.tallies["train"].reject(reason, row["size_bytes"])
+        text = {
+            "reason": reason,
+            "repository": row["repository"],
+            "path": row["path"],
+            "excerpt": row["content"][:EXCERPT_CHARACTERS],
+        }
+        samples[reason].append((draw(seed, Document(**row).id, "sample"), text))
+    written.samples.update({reason: _smallest(found, settings) for reason, found in samples.items()})
+    return written
+
+
+def _smallest(samples: list[Sample], settings: CurateSettings) -> list[Sample]:
+    return heapq.nsmallest(settings.num_rejected_samples, samples, key=lambda sample: sample[0])
+
+
+def _gather(
+    work: Work, placements: list[Placement], verdicts: list[list[Verdict]], written: list[Written]
+) -> Output:
+    settings = work.recipe.curate
+    total = {split: Tally() for split in SPLITS}
+    pooled: dict[str, list[Sample]] = defaultdict(list)
+    for shard in written:
+        for split in SPLITS:
+            total[split].add(shard.tallies[split])
+        for reason, samples in shard.samples.items():
+            pooled[reason] += samples
+    chosen = [text for reason in sorted(pooled) for _, text in _smallest(pooled[reason], settings)]
+    lines = "".join(json.dumps(text, sort_keys=True) + "\n" for text in chosen)
+    files = [file for shard in written for file in shard.files]
+    files.append(work.attempt.write("rejected.jsonl", lines.encode()))
+    splits = {
+        split: {
+            "num_documents": tally.num_documents,
+            "size_bytes": tally.size_bytes,
+            "num_repositories": len(tally.by_repository["num_documents"]),
+        }
+        for split, tally in total.items()
+    }
+    held_out = sorted(total["validation"].by_repository["num_documents"])
+    both = Tally()
+    for tally in total.values():
+        both.add(tally)
+    raw = work.inputs["raw"].counts
+    counts = {
+        "num_documents_in": raw["num_documents"],
+        "size_bytes_in": raw["size_bytes"],
+        "splits": splits,
+        "validation_repositories": held_out,
+        **both.counts(),
+    }
+    return files, counts
+
+
+def summary(manifest: Manifest) -> tuple[str, str]:
+    """Documents and bytes in; documents and bytes kept."""
+    counts: Any = manifest.counts
+    return (
+        f"{counts['num_documents_in']:,} documents, {size(counts['size_bytes_in'])}",
+        f"{counts['num_documents']:,} documents, {size(counts['size_bytes'])}",
+    )
+
+
+STAGE = Stage(
+    makes="curated",
+    inputs=("raw",),
+    settings=lambda recipe: stage_settings(recipe, "seed", "curate"),
+    code=(
+        "codeparrot.documents",
+        "codeparrot.licenses",
+        "codeparrot.filters",
+        "codeparrot.dedup",
+        "codeparrot.splits",
+        "ray_jobs.curate",
+    ),
+    run=run,
+    summary=summary,
+)
+
+if __name__ == "__main__":
+    main("ray_jobs.curate")

@@ -1,0 +1,98 @@
+"""A laptop's entry: the embedded object store for the length of a run, and the run in it.
+
+    python -m ray_jobs.local [STAGE] --config FILE [--set key.path=value]... [--dry-run] [--debug]
+
+runs `python -m ray_jobs.STAGE` (default: pipeline) with the same arguments. If AWS_ENDPOINT_URL is set, that store is
+used; if the server's wheel does not exist for this platform, a local directory stands in for it.
+"""
+
+import contextlib
+import fcntl
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+from codeparrot import local_store
+from codeparrot.config import load_recipe
+from codeparrot.errors import CodeParrotError, ConfigError
+from codeparrot.storage import endpoint_url, parse_uri
+from ray_jobs.stage import MADE_BY, parse
+
+STAGES = ("pipeline", *MADE_BY.values())
+
+
+def main() -> int:
+    """Start what is missing, run the stage, stop what was started; returns the stage's exit code."""
+    arguments = sys.argv[1:]
+    stage = arguments.pop(0) if arguments and not arguments[0].startswith("-") else "pipeline"
+    if stage not in STAGES:
+        print(f"error: no stage {stage!r}; there are {', '.join(STAGES)}", file=sys.stderr)
+        return ConfigError.exit_code
+    options = parse(f"ray_jobs.local {stage}", arguments)
+    state = Path(os.environ.get("CODEPARROT_STATE") or ".codeparrot").absolute()
+    try:
+        recipe = load_recipe(options.config, options.overrides)
+        if options.dry_run:
+            return _run(stage, arguments, {})
+        with _only_one(state), _store(state, recipe.storage.uri) as (environment, overrides):
+            environment = {"CODEPARROT_CACHE": str(state / "cache"), "CODEPARROT_STATE": str(state), **environment}
+            return _run(stage, [*arguments, *overrides], environment)
+    except CodeParrotError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return error.exit_code
+
+
+@contextlib.contextmanager
+def _only_one(state: Path) -> Iterator[None]:
+    """Two runs in one state folder would stop each other's store."""
+    state.mkdir(parents=True, exist_ok=True, mode=0o700)
+    with (state / "lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise CodeParrotError(f"another run uses {state}; wait for it, or set CODEPARROT_STATE") from None
+        yield
+
+
+@contextlib.contextmanager
+def _store(state: Path, uri: str) -> Iterator[tuple[Mapping[str, str], list[str]]]:
+    """(environment variables, overrides) by which the run reaches its storage."""
+    scheme, bucket, prefix = parse_uri(uri)
+    if scheme != "s3" or endpoint_url():
+        yield {}, []
+    elif local_store.available() is None:
+        folder = state / "storage" / bucket / prefix
+        print(f"the embedded object store does not exist for this platform; using {folder} instead")
+        yield {}, ["--set", f"storage.uri={folder}"]
+    else:
+        with local_store.running(state / "store", bucket) as store:
+            yield store.environment(), []
+
+
+def _run(stage: str, arguments: list[str], environment: Mapping[str, str]) -> int:
+    """Run the stage; signals to this process reach it too, and it does not outlive this process."""
+    process = subprocess.Popen(  # noqa: S603
+        [sys.executable, "-m", f"ray_jobs.{stage}", *arguments],
+        env={**os.environ, **environment},
+        preexec_fn=local_store.end_with_parent,  # noqa: PLW1509
+    )
+
+    def forward(number: int, _: object) -> None:
+        # A Ctrl-C at a terminal has reached the whole process group already.
+        if number == signal.SIGTERM or os.getpgid(process.pid) != os.getpgrp():
+            process.send_signal(number)
+
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, forward)
+    code = process.wait()
+    if code < 0:
+        print(f"error: {stage} was killed by {signal.Signals(-code).name}; run the same command to continue")
+        return 1
+    return code
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,106 @@
+"""All stages in order, as one job that can be interrupted anywhere and run again.
+
+At the end it prints what came out, and copies report, summary and export from the store to
+`.codeparrot/runs/NAME/` (or below CODEPARROT_STATE) on the machine it runs on.
+"""
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from rich.markup import escape
+from rich.table import Table
+
+from codeparrot.config import Recipe
+from codeparrot.manifest import Manifest
+from codeparrot.storage import Storage
+from ray_jobs import report
+from ray_jobs.progress import console, duration
+from ray_jobs.stage import Outcome, command, prefix_of, run_stage
+
+STAGES = (*report.SHOWN, report.STAGE)
+
+
+def run_pipeline(recipe: Recipe, storage: Storage) -> None:
+    """Bring every output up to date and show the result."""
+    outcomes = [run_stage(stage, recipe, storage) for stage in STAGES]
+    manifests = {stage.makes: outcome.manifest for stage, outcome in zip(STAGES, outcomes, strict=True)}
+    state = Path(os.environ.get("CODEPARROT_STATE") or ".codeparrot").absolute()
+    folder = state / "runs" / recipe.run_name
+    pairs = json.loads(manifests["completions"].read(storage, "completions.json"))
+    copy_export(storage, manifests["run"], folder / "export")
+    values = summary(recipe, storage, outcomes, manifests, pairs, folder / "export")
+    text = json.dumps(values, indent=2, ensure_ascii=False).encode()
+    _write(folder / "summary.json", text)
+    storage.write(f"{prefix_of('run', recipe)}/summary.json", text)
+    _write(folder / report.PAGE, manifests["report"].read(storage, report.PAGE))
+    show(outcomes, pairs)
+    console.print(f"\nsummary  {escape(str(folder / 'summary.json'))}\nreport   {escape(str(folder / report.PAGE))}")
+
+
+def summary(
+    recipe: Recipe,
+    storage: Storage,
+    outcomes: list[Outcome],
+    manifests: dict[str, Manifest],
+    completions: list[dict[str, str]],
+    export: Path,
+) -> dict[str, Any]:
+    """The run in figures; the contract of `summary.json`."""
+    run, packed, evaluation = (manifests[noun].counts for noun in ("run", "packed", "evaluation"))
+    ledger = ("tokens_in", "tokens_in_rows", "tokens_remainder")
+    measured = ("loss", "perplexity", "bits_per_byte", "gzip_bits_per_byte", "xz_bits_per_byte")
+    return {
+        "run_name": recipe.run_name,
+        "storage_uri": storage.uri,
+        "stages": [
+            {"name": outcome.name, "seconds": round(outcome.seconds, 3), "status": outcome.status}
+            for outcome in outcomes
+        ],
+        "num_parameters": run["num_parameters"],
+        "world_size": run["world_size"],
+        "num_documents": manifests["curated"].counts["num_documents"],
+        "ledger": {key: sum(split[key] for split in packed["splits"].values()) for key in ledger},
+        "ledger_by_split": packed["splits"],
+        "validation": {key: evaluation[key] for key in measured},
+        "checkpoint_uri": run["checkpoint_uri"],
+        "export_path": str(export),
+        "completions": completions,
+    }
+
+
+def copy_export(storage: Storage, run: Manifest, folder: Path) -> None:
+    """The exported model on this machine, unless it is there already."""
+    for name in run.names("export/"):
+        target = folder / name.removeprefix("export/")
+        stamp = target.with_name(f".{target.name}.sha256")
+        digest = run.file(name).sha256
+        if not (target.exists() and stamp.exists() and stamp.read_text() == digest):
+            _write(target, run.read(storage, name))
+            _write(stamp, digest.encode())
+
+
+def _write(path: Path, data: bytes) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f"{path.name}.tmp")
+    temporary.write_bytes(data)
+    temporary.replace(path)
+
+
+def show(outcomes: list[Outcome], completions: list[dict[str, str]]) -> None:
+    """The table of stages and the completions."""
+    table = Table("stage", "status", "time", "in", "out")
+    table.columns[2].justify = "right"
+    for outcome in outcomes:
+        table.add_row(outcome.name, outcome.status, duration(outcome.seconds), *outcome.summary)
+    total = sum(outcome.seconds for outcome in outcomes)
+    table.add_section()
+    table.add_row("total", "", duration(total), "", "")
+    console.print(table)
+    for pair in completions:
+        console.print(f"\n[bold]{escape(pair['prompt'])}[/bold]{escape(pair['completion'])}")
+
+
+if __name__ == "__main__":
+    command("ray_jobs.pipeline", run_pipeline)

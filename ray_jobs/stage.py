@@ -1,0 +1,230 @@
+"""The frame of every stage: command line, skipping what is up to date, committing, exit codes.
+
+    python -m ray_jobs.NAME --config FILE [--set key.path=value]... [--dry-run] [--debug]
+
+Exit codes: 0 done or up to date, 1 failed, 2 bad configuration, 3 interrupted (the same command continues).
+"""
+
+import argparse
+import logging
+import signal
+import sys
+import time
+import traceback
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib import import_module
+from types import FrameType
+from typing import Any, NoReturn
+
+from codeparrot import errors
+from codeparrot.config import Recipe, dump_recipe, load_recipe
+from codeparrot.manifest import (
+    Attempt,
+    File,
+    Manifest,
+    changed_settings,
+    code_version,
+    load_manifest,
+    require_manifest,
+)
+from codeparrot.storage import Storage, open_storage
+from ray_jobs.cluster import ray_session
+from ray_jobs.progress import configure_logging, duration
+
+logger = logging.getLogger(__name__)
+
+MADE_BY = {
+    "raw": "collect",
+    "curated": "curate",
+    "tokenizer": "train_tokenizer",
+    "packed": "pack",
+    "run": "train",
+    "evaluation": "evaluate",
+    "completions": "generate",
+    "report": "report",
+}
+"""The nouns of the flow, and the stage that makes each."""
+MAX_SHOWN_CHANGES = 5
+
+
+def prefix_of(noun: str, recipe: Recipe) -> str:
+    """Where a noun lies, relative to the base of the storage."""
+    run = f"runs/{recipe.run_name}"
+    return {"run": run, "evaluation": f"{run}/evaluation", "completions": f"{run}/completions"}.get(
+        noun, f"{run}/report" if noun == "report" else noun
+    )
+
+
+@dataclass(frozen=True)
+class Work:
+    """What a stage is given to do."""
+
+    recipe: Recipe
+    storage: Storage
+    attempt: Attempt
+    inputs: Mapping[str, Manifest]
+    plan: Any
+    """What the stage's `plan` returned."""
+
+
+Output = tuple[Sequence[File], Mapping[str, Any]]
+"""The files of an output and its counts."""
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One arrow of the flow."""
+
+    makes: str
+    """A noun of MADE_BY."""
+    inputs: tuple[str, ...]
+    settings: Callable[[Recipe], Mapping[str, Any]]
+    """The settings that its output depends on."""
+    code: tuple[str, ...]
+    """The modules that its output depends on; they are part of its fingerprint."""
+    run: Callable[[Work], Output]
+    summary: Callable[[Manifest], tuple[str, str]]
+    """What came in and what went out, for the table at the end."""
+    plan: Callable[[Recipe], tuple[str, Any]] | None = None
+    """For inputs outside the store: their fingerprint, and anything that `run` needs of them."""
+
+    @property
+    def name(self) -> str:
+        return MADE_BY[self.makes]
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a stage ended."""
+
+    name: str
+    status: str
+    """`done` or `up to date`."""
+    seconds: float
+    manifest: Manifest
+    summary: tuple[str, str]
+
+
+def run_stage(stage: Stage, recipe: Recipe, storage: Storage) -> Outcome:
+    """Bring the stage's output up to date. Raises CodeParrotError."""
+    began = time.monotonic()
+    inputs = {noun: require_manifest(storage, prefix_of(noun, recipe), MADE_BY[noun]) for noun in stage.inputs}
+    digests = {noun: manifest.digest for noun, manifest in inputs.items()}
+    plan = None
+    if stage.plan is not None:
+        digests["plan"], plan = stage.plan(recipe)
+    prefix = prefix_of(stage.makes, recipe)
+    attempt = Attempt(storage, stage.name, prefix, stage.settings(recipe), digests, code_version(stage.code))
+    committed = load_manifest(storage, prefix)
+    status = "up to date" if attempt.up_to_date(committed) else "done"
+    if committed is None or status == "done":
+        _announce(attempt, committed)
+        attempt.clear(committed)
+        files, counts = stage.run(Work(recipe, storage, attempt, inputs, plan))
+        committed = attempt.commit(files, counts)
+    seconds = time.monotonic() - began
+    outcome = Outcome(stage.name, status, seconds, committed, stage.summary(committed))
+    came, went = outcome.summary
+    logger.info("%-16s %-10s %9s   %s -> %s", stage.name, status, duration(seconds), came, went)
+    return outcome
+
+
+def _announce(attempt: Attempt, committed: Manifest | None) -> None:
+    if committed is None:
+        logger.info("%-16s starting", attempt.stage)
+        return
+    reasons = changed_settings(committed.settings, attempt.settings)[:MAX_SHOWN_CHANGES]
+    reasons += [f"{noun} changed" for noun in attempt.inputs if committed.inputs.get(noun) != attempt.inputs[noun]]
+    if committed.code != attempt.code:
+        reasons.append("its code changed")
+    logger.info("%-16s again, since %s; the old output stays valid until then", attempt.stage, "; ".join(reasons))
+
+
+def stage_settings(recipe: Recipe, *keys: str) -> dict[str, Any]:
+    """The named parts of a recipe, as plain values."""
+    values = recipe.model_dump(mode="json")
+    return {key: values[key] for key in keys}
+
+
+def main(module: str) -> NoReturn:
+    """Run the stage of a module as a command and exit.
+
+    The module is imported by its name, since what is defined in `__main__` cannot be pickled for a Ray worker.
+    """
+    stage: Stage = import_module(module).STAGE
+    command(module, lambda recipe, storage: run_stage(stage, recipe, storage))
+
+
+def command(name: str, action: Callable[[Recipe, Storage], object]) -> NoReturn:
+    """Parse the command line, run `action`, and exit with the code that tells how it ended."""
+    options = parse(name)
+    configure_logging(options.debug)
+    sys.exit(guarded(options, lambda recipe: _checked(recipe, action)))
+
+
+def _checked(recipe: Recipe, action: Callable[[Recipe, Storage], object]) -> None:
+    storage = open_storage(recipe.storage.uri)
+    storage.check()
+    with ray_session():
+        action(recipe, storage)
+
+
+def parse(name: str, arguments: Sequence[str] | None = None) -> argparse.Namespace:
+    """The command line that every stage shares."""
+    parser = argparse.ArgumentParser(prog=f"python -m {name}", description=f"One stage: {name}.", allow_abbrev=False)
+    parser.add_argument("--config", required=True, metavar="FILE", help="the recipe, a YAML file")
+    parser.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="KEY.PATH=VALUE",
+        dest="overrides",
+        help="override one setting of the recipe, for example train.max_steps=100; repeatable",
+    )
+    parser.add_argument("--dry-run", action="store_true", help="print the resolved recipe and stop")
+    parser.add_argument("--debug", action="store_true", help="show tracebacks")
+    return parser.parse_args(arguments)
+
+
+def guarded(options: argparse.Namespace, action: Callable[[Recipe], object]) -> int:
+    """Run `action` on the recipe; every way it can end becomes one line and an exit code."""
+    try:
+        recipe = load_recipe(options.config, options.overrides)
+        if options.dry_run:
+            print(dump_recipe(recipe), end="")
+            return 0
+        with interruptible():
+            action(recipe)
+    except errors.CodeParrotError as error:
+        if options.debug:
+            traceback.print_exc()
+        interrupted = isinstance(error, errors.Interrupted)
+        print(f"{'interrupted' if interrupted else 'error'}: {error}", file=sys.stderr, flush=True)
+        return error.exit_code
+    except Exception as error:  # noqa: BLE001 - the last line of defence for a person at a terminal
+        if options.debug:
+            traceback.print_exc()
+        text = " ".join(str(error).split())[:500]
+        print(f"error: unexpected {type(error).__name__}: {text}; --debug shows where", file=sys.stderr, flush=True)
+        return 1
+    return 0
+
+
+@contextmanager
+def interruptible() -> Iterator[None]:
+    """Turn SIGINT and SIGTERM into Interrupted, once; further signals are ignored while things are put away."""
+
+    def interrupt(number: int, _: FrameType | None) -> None:
+        for ignored in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(ignored, signal.SIG_IGN)
+        name = signal.Signals(number).name
+        raise errors.Interrupted(f"stopped by {name}; the same command continues where it was")
+
+    previous = {number: signal.signal(number, interrupt) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)

@@ -1,0 +1,41 @@
+"""Fixtures of the unit tests: a store in a folder, and examples that are the same on every machine."""
+
+import os
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import hypothesis
+import pytest
+
+from codeparrot.storage import LocalStorage
+
+NOBODY = 65534
+
+hypothesis.settings.register_profile("unit", deadline=None, database=None, derandomize=True, max_examples=60)
+hypothesis.settings.load_profile("unit")
+
+
+@pytest.fixture
+def storage(tmp_path: Path) -> LocalStorage:
+    return LocalStorage(str(tmp_path / "store"))
+
+
+@pytest.fixture
+def forbidden_folder() -> Iterator[Path]:
+    """A folder holding `secret/code.py` that this process may enter, while `secret` may not even be listed."""
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        secret = folder / "secret"
+        secret.mkdir()
+        (secret / "code.py").write_text("x = 1\n")
+        folder.chmod(0o755)
+        secret.chmod(0)
+        users = os.getresuid()
+        if os.geteuid() == 0:
+            os.setresuid(NOBODY, NOBODY, 0)
+        try:
+            yield folder
+        finally:
+            os.setresuid(*users)
+            secret.chmod(0o700)

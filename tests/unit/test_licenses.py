@@ -1,0 +1,121 @@
+from email.message import Message
+from importlib.metadata import PackageMetadata
+from typing import cast
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from codeparrot.licenses import MAX_FIELD_LENGTH, SPELLINGS, TROVE, allowed, license_from_metadata, spdx
+
+WORDS = st.sampled_from(
+    ["MIT", "GPL-2.0", "Apache-2.0", "AND", "OR", "WITH", "(", ")", "/", ",", "+", "LLVM-exception", "foo", "\n", "'"]
+)
+TEXTS = st.text(max_size=30) | st.lists(WORDS, max_size=7).map(" ".join)
+
+
+def metadata(*fields: tuple[str, str]) -> PackageMetadata:
+    message = Message()
+    for name, value in fields:
+        message[name] = value
+    return cast(PackageMetadata, message)
+
+
+@pytest.mark.parametrize(
+    ("text", "expression"),
+    [
+        ("MIT", "MIT"),
+        ("mit", "MIT"),
+        ("MIT License", "MIT"),
+        ("  Apache\n  License,  Version 2.0 ", "Apache-2.0"),
+        ('"BSD"', "BSD-3-Clause"),
+        ("GPL-2.0", "GPL-2.0-only"),
+        ("GPL-2.0+", "GPL-2.0-or-later"),
+        ("mit or apache-2.0", "MIT OR Apache-2.0"),
+        ("Apache-2.0 WITH LLVM-exception", "Apache-2.0 WITH LLVM-exception"),
+        ("LicenseRef-Proprietary", "LicenseRef-Proprietary"),
+    ],
+)
+def test_a_known_licence_gets_its_one_spelling(text: str, expression: str) -> None:
+    assert spdx(text) == expression
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", " ", "UNKNOWN", "Proprietary", "see LICENSE", "MIT, BSD", "MIT/X11", "MIT AND", "()", "LLVM-exception",
+     "MIT WITH MIT", "LicenseRef-", "MIT OR foo"],
+)  # fmt: skip
+def test_what_is_no_known_licence_is_unknown(text: str) -> None:
+    assert spdx(text) is None
+
+
+def test_the_text_of_a_licence_is_not_its_name() -> None:
+    assert spdx(" OR ".join(["MIT"] * 20)) is not None
+    assert spdx(" OR ".join(["MIT"] * (MAX_FIELD_LENGTH // 6))) is None
+
+
+@given(TEXTS)
+def test_any_text_is_an_expression_that_stays_the_same_or_nothing(text: str) -> None:
+    expression = spdx(text)
+    assert expression is None or spdx(expression) == expression
+
+
+@pytest.mark.parametrize("expression", sorted({*TROVE.values(), *SPELLINGS.values()}))
+def test_every_licence_in_our_tables_is_spdx(expression: str) -> None:
+    assert spdx(expression) == expression
+
+
+@pytest.mark.parametrize(
+    ("fields", "expression"),
+    [
+        ([("License-Expression", "MIT OR Apache-2.0"), ("License", "GPL-2.0")], "MIT OR Apache-2.0"),
+        ([("License-Expression", "no such"), ("License", "MIT")], None),
+        ([("Classifier", "License :: OSI Approved :: MIT License"), ("License", "GPL-2.0")], "MIT"),
+        ([("Classifier", "License :: OSI Approved"), ("License", "MIT")], "MIT"),
+        ([("Classifier", "Topic :: MIT License"), ("License", "ISC license")], "ISC"),
+        (
+            [
+                ("Classifier", "License :: OSI Approved :: MIT License"),
+                ("Classifier", "License :: OSI Approved :: BSD License"),
+                ("License", "MIT"),
+            ],
+            None,
+        ),
+        ([("License", "MIT, BSD")], None),
+        ([], None),
+    ],
+)
+def test_the_clearest_field_of_the_metadata_decides(fields: list[tuple[str, str]], expression: str | None) -> None:
+    assert license_from_metadata(metadata(*fields)) == expression
+
+
+@pytest.mark.parametrize(
+    ("expression", "allow", "answer"),
+    [
+        ("MIT", {"MIT"}, True),
+        ("MIT", {"ISC"}, False),
+        ("MIT", set(), False),
+        ("MIT OR GPL-3.0-only", {"MIT"}, True),
+        ("MIT AND GPL-3.0-only", {"MIT"}, False),
+        ("MIT AND ISC", {"MIT", "ISC"}, True),
+        ("MIT AND (GPL-3.0-only OR ISC)", {"MIT", "ISC"}, True),
+        ("(MIT AND GPL-3.0-only) OR ISC", {"MIT"}, False),
+        ("Apache-2.0 WITH LLVM-exception", {"Apache-2.0"}, True),
+        ("Apache-2.0 WITH LLVM-exception", {"Apache-2.0 WITH LLVM-exception"}, True),
+        ("Apache-2.0", {"Apache-2.0 WITH LLVM-exception"}, False),
+        ("LicenseRef-Proprietary", {"LicenseRef-Proprietary"}, True),
+        ("LicenseRef-Proprietary", {"MIT"}, False),
+        ("a licence of our own", {"a licence of our own"}, True),
+        ("", {"MIT"}, False),
+        ("()", {"MIT"}, False),
+    ],
+)
+def test_an_allow_list_satisfies_any_side_of_or_and_every_side_of_and(
+    expression: str, allow: set[str], answer: bool
+) -> None:
+    assert allowed(expression, frozenset(allow)) is answer
+
+
+@given(TEXTS)
+def test_nothing_is_allowed_by_an_empty_list(text: str) -> None:
+    assert not allowed(text, frozenset())
