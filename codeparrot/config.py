@@ -1,5 +1,6 @@
 """The recipe: one YAML file that describes a whole run, composed of the settings of its parts."""
 
+import json
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -121,3 +122,12 @@ def dump_recipe(recipe: Recipe) -> str:
     """The resolved recipe as YAML: reading it gives the same recipe."""
     values: Mapping[str, Any] = recipe.model_dump(mode="json")
     return str(yaml.safe_dump(dict(values), sort_keys=False, allow_unicode=True, width=120))
+
+
+def recipe_schema() -> str:
+    """The JSON schema of a recipe, as it stands in `recipes/schema.json`."""
+    return json.dumps(Recipe.model_json_schema(), indent=2, sort_keys=True) + "\n"
+
+
+if __name__ == "__main__":
+    print(recipe_schema(), end="")

@@ -81,9 +81,7 @@ def reject_license(document: Document, settings: LicenseSettings) -> str | None:
     return "license_not_allowed"
 
 
-def reject(
-    document: Document, settings: FilterSettings, *, seed: int, num_tokens: Callable[[], int]
-) -> str | None:
+def reject(document: Document, settings: FilterSettings, *, seed: int, num_tokens: Callable[[], int]) -> str | None:
     """The name of the first filter that rejects the document, or None to keep it.
 
     `num_tokens` counts the document's tokens with the reference tokenizer; called only if the filter is on.
@@ -91,9 +89,7 @@ def reject(
     return next(_reasons(document, settings, seed, num_tokens), None)
 
 
-def _reasons(
-    document: Document, settings: FilterSettings, seed: int, num_tokens: Callable[[], int]
-) -> Iterator[str]:
+def _reasons(document: Document, settings: FilterSettings, seed: int, num_tokens: Callable[[], int]) -> Iterator[str]:
     text = document.content
     lines = text.splitlines()
     lengths = [len(line) for line in lines] or [0]
@@ -119,11 +115,7 @@ def _reasons(
     ):
         yield "config_or_test"
     chance = settings.no_statement_drop_probability
-    if (
-        chance is not None
-        and STATEMENT.search(text) is None
-        and draw(seed, document.id, "no_statement") < chance
-    ):
+    if chance is not None and STATEMENT.search(text) is None and draw(seed, document.id, "no_statement") < chance:
         yield "no_statement"
     few = settings.max_few_assignments
     if few is not None and num_assignments(text, few + 1) <= few:

@@ -61,7 +61,7 @@ def complete(
     torch.manual_seed(key)
     sampling = {"do_sample": True, "temperature": settings.temperature, "top_p": settings.top_p}
     with torch.inference_mode():
-        out = model.generate(  # type: ignore[operator]
+        out = model.generate(
             inputs,
             attention_mask=torch.ones_like(inputs),
             max_new_tokens=min(settings.max_new_tokens, int(model.config.n_positions) - inputs.shape[1]),

@@ -5,8 +5,8 @@ Parsing and the list of known identifiers are the `license-expression` library's
 
 import re
 from collections.abc import Collection
+from email.message import Message
 from functools import lru_cache
-from importlib.metadata import PackageMetadata
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -87,15 +87,13 @@ def spdx(text: str) -> str | None:
     return None if parsed is None else str(parsed.render())
 
 
-def license_from_metadata(metadata: PackageMetadata) -> str | None:
+def license_from_metadata(metadata: Message) -> str | None:
     """The licence in a distribution's metadata: License-Expression, else classifiers, else the License field."""
     expression = metadata.get("License-Expression")
     if expression:
         return spdx(expression)
     classifiers = [
-        value.rsplit(" :: ", 1)[-1]
-        for value in metadata.get_all("Classifier") or ()
-        if value.startswith("License :: ")
+        value.rsplit(" :: ", 1)[-1] for value in metadata.get_all("Classifier") or () if value.startswith("License :: ")
     ]
     known = sorted({TROVE[name] for name in classifiers if name in TROVE})
     if len(known) == 1:

@@ -100,9 +100,13 @@ def _start(state: Path, bucket: str) -> "tuple[subprocess.Popen[bytes], LocalSto
     (state / "data").mkdir(parents=True, exist_ok=True)
     for attempt in range(NUM_START_ATTEMPTS):
         ports = _ports(state, anew=attempt > 0)
+        for folder in (state / "data").glob("m[0-9]*"):
+            # The master's election state, one folder per port. One node needs none, and with it the election waits
+            # five seconds for peers; volumes and file keys come from the volume server's first report.
+            shutil.rmtree(folder, ignore_errors=True)
         with (state / "server.log").open("wb") as log:
             process = subprocess.Popen(  # noqa: S603
-                [program, *_arguments(state, ports)],
+                [program, *_command_line(state, ports)],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,
@@ -120,7 +124,7 @@ def _start(state: Path, bucket: str) -> "tuple[subprocess.Popen[bytes], LocalSto
     raise StorageError(f"the embedded object store did not start; see {state / 'server.log'}: {' | '.join(tail)}")
 
 
-def _arguments(state: Path, ports: Mapping[str, int]) -> list[str]:
+def _command_line(state: Path, ports: Mapping[str, int]) -> list[str]:
     return [
         "-logtostderr=true",
         "server",
@@ -182,8 +186,6 @@ def _ports(state: Path, anew: bool) -> dict[str, int]:
             return ports
     ports = dict(zip(PORTS, _free_ports(len(PORTS)), strict=True))
     known.write_text(json.dumps(ports))
-    for folder in (state / "data").glob("m[0-9]*"):  # the master's election state, one folder per port
-        shutil.rmtree(folder, ignore_errors=True)
     return ports
 
 
@@ -264,14 +266,19 @@ def _running_pid(state: Path) -> int | None:
     """The process that serves this state folder, if it is still that process."""
     try:
         pid = int(json.loads((state / "server.json").read_bytes())["pid"])
-        arguments = Path(f"/proc/{pid}/cmdline").read_bytes() if Path("/proc").is_dir() else _ps(pid)
-    except (OSError, ValueError, KeyError, subprocess.CalledProcessError):
+    except (OSError, ValueError, KeyError):
         return None
-    return pid if os.fsencode(f"-dir={state / 'data'}") in arguments else None
+    return pid if os.fsencode(f"-dir={state / 'data'}") in _arguments_of(pid) else None
 
 
-def _ps(pid: int) -> bytes:
-    return subprocess.run(["ps", "-o", "args=", "-p", str(pid)], capture_output=True, check=True).stdout  # noqa: S603, S607
+def _arguments_of(pid: int) -> bytes:
+    """The command line of a process; nothing for one that is dead, or a zombie."""
+    if Path("/proc/self").exists():
+        with contextlib.suppress(OSError):
+            return Path(f"/proc/{pid}/cmdline").read_bytes()
+        return b""
+    done = subprocess.run(["ps", "-o", "args=", "-p", str(pid)], capture_output=True, check=False)  # noqa: S603, S607
+    return done.stdout if done.returncode == 0 else b""
 
 
 def _running_store(state: Path) -> LocalStore | None:
@@ -293,17 +300,9 @@ def _end(pid: int, process: "subprocess.Popen[bytes] | None" = None) -> None:
             os.kill(pid, number)
         deadline = time.monotonic() + seconds
         while time.monotonic() < deadline:
-            if process.poll() is not None if process else not _alive(pid):
+            if process.poll() is not None if process else not _arguments_of(pid):
                 return
             time.sleep(0.05)
-
-
-def _alive(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    return True
 
 
 def _forget(state: Path) -> None:

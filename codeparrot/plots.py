@@ -25,21 +25,23 @@ INK, GRID, QUIET, FIRST, SECOND = "#010101", "#020202", "#030303", "#040404", "#
 VARIABLES = {INK: "--muted", GRID: "--line", QUIET: "--quiet", FIRST: "--first", SECOND: "--second"}
 WIDTH_INCHES = 5.0
 PLAIN_INCHES = 2.7
-BAR_INCHES = 0.19
-MAX_LABEL = 26
+BAR_INCHES = 0.2
+FEW_BARS = 4
+"""So few are drawn thicker, or the plot would be a strip."""
+MAX_LABEL = 22
 MAX_CATEGORIES = 10
 MAX_TOKEN_LENGTH = 20
 """Longer vocabulary entries share the last column."""
 STYLE = {
     "svg.fonttype": "none",
     "text.parse_math": False,  # a licence may be called "$x$"
-    "font.size": 10,
+    "font.size": 11,
     "text.color": INK,
     "axes.edgecolor": GRID,
     "axes.labelcolor": INK,
     "axes.titlecolor": INK,
     "axes.titlelocation": "left",
-    "axes.titlesize": 10,
+    "axes.titlesize": 11,
     "axes.grid": True,
     "axes.axisbelow": True,
     "axes.spines.top": False,
@@ -53,6 +55,8 @@ STYLE = {
     "ytick.labelcolor": INK,
     "ytick.major.size": 0,
     "legend.frameon": False,
+    "legend.borderpad": 0,
+    "legend.borderaxespad": 0.2,
     "legend.handlelength": 1.2,
     "legend.handleheight": 0.8,
     "legend.columnspacing": 1.4,
@@ -86,13 +90,16 @@ def count(value: float) -> str:
 
 
 def compact(value: float) -> str:
-    """3.41 M: three figures and thousand, million or billion."""
-    return _scaled(value, 1000, ("", " k", " M", " B", " T"))
+    """3.41 M, 8 k: up to three figures, and thousand, million or billion."""
+    number, unit = _scaled(value, ("", "k", "M", "B", "T"))
+    return f"{number:.3g} {unit}".strip()
 
 
 def size(value: float) -> str:
-    """12.3 kB, in powers of 1000."""
-    return _scaled(value, 1000, (" B", " kB", " MB", " GB", " TB", " PB"))
+    """12.3 kB: three figures, in powers of 1000."""
+    number, unit = _scaled(value, ("B", "kB", "MB", "GB", "TB", "PB"))
+    places = 0 if unit == "B" else max(0, 2 - math.floor(math.log10(number)))
+    return f"{number:.{places}f} {unit}"
 
 
 def duration(seconds: float) -> str:
@@ -103,12 +110,13 @@ def duration(seconds: float) -> str:
     return f"{minutes} min {rest:02} s" if minutes < 120 else f"{minutes // 60} h {minutes % 60:02} min"
 
 
-def _scaled(value: float, base: float, units: Sequence[str]) -> str:
-    unit = 0
-    while abs(value) >= base and unit < len(units) - 1:
-        value, unit = value / base, unit + 1
-    text = f"{value:.3g}" if abs(value) < 99.95 else f"{value:.0f}"
-    return ("1" + units[unit + 1] if text == "1000" and unit < len(units) - 1 else text + units[unit]).strip()
+def _scaled(value: float, units: Sequence[str]) -> tuple[float, str]:
+    """The number rounded to three figures, below 1000 unless units run out, and its unit."""
+    for power, unit in enumerate(units):
+        number = float(f"{value / 1000**power:.3g}")
+        if abs(number) < 1000:
+            return number, unit
+    return value / 1000 ** (len(units) - 1), units[-1]
 
 
 def visible(value: object) -> str:
@@ -156,13 +164,17 @@ def bar_plot(
         heights.append(index + gap)
         groups.setdefault(bar.label, []).append(index + gap)
     described = [
-        bar.label
-        + ": "
-        + ", ".join(f"{form(value)} {unit}" for value, (unit, form) in zip(bar.values, panels, strict=True))
+        f"{bar.label}: "
+        # A size says itself that it is in bytes.
+        + ", ".join(
+            f"{form(value)} {unit}".removesuffix(" bytes")
+            for value, (unit, form) in zip(bar.values, panels, strict=True)
+        )
         for bar in bars
     ]
+    bar_inches = BAR_INCHES if len(bars) > FEW_BARS else 2 * BAR_INCHES
     with _style(name):
-        figure = _figure(0.4 + 0.25 * bool(legend) + BAR_INCHES * (heights[-1] + 1))
+        figure = _figure(0.4 + 0.25 * bool(legend) + bar_inches * (heights[-1] + 1))
         axes = figure.subplots(1, len(panels), sharey=True, squeeze=False)[0]
         for panel, (ax, (unit, form)) in enumerate(zip(axes, panels, strict=True)):
             values = [bar.values[panel] for bar in bars]
@@ -201,7 +213,7 @@ def document_length_plot(name: str, title: str, histogram: Mapping[str, int], ma
     numbers = [bounds.get(2**power, 0) for power in range(low, high + 1)]
     labels = [count(2**power) for power in range(low, high + 1)]
     row = math.log2(max_seq_len) - low + 0.5
-    every = math.ceil(len(labels) / 7)
+    every = math.ceil(len(labels) / 6)
     return _column_plot(name, title, labels, numbers, every=every, units=("tokens, at most", "documents"), line=row)
 
 

@@ -67,7 +67,7 @@ def render(data: ReportData) -> str:
     )
     numbers = {"count": count, "compact": compact, "size": size, "duration": duration}
     environment.filters |= {name: _or_missing(form) for name, form in numbers.items()}
-    environment.filters |= {"decimal": _or_missing(_decimal), "rate": _or_missing(rate)}
+    environment.filters |= {"decimal": _or_missing(_decimal)}
     environment.filters |= {"visible": visible, "token": token}
     template = environment.from_string(TEMPLATE.read_text("utf-8"))
     return template.render(
@@ -98,7 +98,7 @@ def plots(data: ReportData) -> dict[str, str]:
         ("while curating", SECOND, curated.get("rejected", {})),
     ]
     return {
-        "loss": curve_plot("loss", "Loss", losses, "nats per token", _two_decimals, zero=False),
+        "loss": curve_plot("loss", "Loss", losses, "nats per token", _general, zero=False),
         "learning_rate": curve_plot("learning-rate", "Learning rate", rates, "learning rate", _general, zero=True),
         "speed": curve_plot("speed", "Training speed", speeds, "tokens per second", compact, zero=True),
         "compression": compression_plot(data.evaluation),
@@ -177,11 +177,6 @@ def median_speed(history: list[dict[str, Any]]) -> float | None:
 def token(value: str) -> str:
     """A token as Python would write it, its spaces as open boxes: most of them differ in nothing else."""
     return repr(value).replace(" ", "\u2423")
-
-
-def rate(value: float) -> str:
-    """12.3 k tokens/s."""
-    return f"{compact(value)} tokens/s"
 
 
 def _or_missing(form: Any) -> Any:

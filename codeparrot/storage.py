@@ -292,8 +292,7 @@ class S3Storage:
         status = error.response.get("ResponseMetadata", {}).get("HTTPStatusCode")
         if code == "NoSuchBucket":
             return BucketNotFound(
-                f"{self.uri}: bucket {self.bucket!r} does not exist at {self.endpoint}; create it or "
-                "change storage.uri"
+                f"{self.uri}: bucket {self.bucket!r} does not exist at {self.endpoint}; create it or change storage.uri"
             )
         if code in ("NoSuchKey", "404"):
             return ObjectNotFound(f"{where} does not exist")

@@ -29,7 +29,6 @@ from codeparrot.settings import Settings
 if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
-    import tokenizers
 
 logger = logging.getLogger(__name__)
 
@@ -54,9 +53,7 @@ def byte_alphabet() -> dict[int, str]:
     """GPT-2's printable character for every byte (`bytes_to_unicode` in its encoder.py)."""
     printable = [*range(ord("!"), ord("~") + 1), *range(ord("\u00a1"), ord("\u00ac") + 1), *range(0xAE, 0x100)]
     others = [byte for byte in range(NUM_BYTES) if byte not in printable]
-    return {byte: chr(byte) for byte in printable} | {
-        byte: chr(NUM_BYTES + index) for index, byte in enumerate(others)
-    }
+    return {byte: chr(byte) for byte in printable} | {byte: chr(NUM_BYTES + index) for index, byte in enumerate(others)}
 
 
 def train_tokenizer(texts: Sequence[bytes], vocab_size: int) -> str:
@@ -69,7 +66,7 @@ def train_tokenizer(texts: Sequence[bytes], vocab_size: int) -> str:
 
     _, merges = train_bpe(SEPARATOR.join(texts), vocab_size, [EOS], separator=SEPARATOR)
     alphabet = byte_alphabet()
-    pairs = [tuple("".join(alphabet[byte] for byte in side) for side in pair) for pair in merges]
+    pairs = [("".join(alphabet[b] for b in left), "".join(alphabet[b] for b in right)) for left, right in merges]
     tokens = [EOS, *sorted(alphabet.values()), *("".join(pair) for pair in pairs)]
     vocab = {token: index for index, token in enumerate(dict.fromkeys(tokens))}
     if len(vocab) < vocab_size:
@@ -80,7 +77,7 @@ def train_tokenizer(texts: Sequence[bytes], vocab_size: int) -> str:
     return _tokenizer_json(vocab, pairs)
 
 
-def _tokenizer_json(vocab: dict[str, int], merges: Sequence[tuple[str, ...]]) -> str:
+def _tokenizer_json(vocab: dict[str, int], merges: Sequence[tuple[str, str]]) -> str:
     import tokenizers
     from tokenizers import decoders, models, pre_tokenizers
 
@@ -193,8 +190,8 @@ def gpt2_encoder() -> Encoder:
     data = Path(spec.origin).parent / "data"
     vocab = json.loads((data / "encoder.json").read_text("utf-8"))
     lines = (data / "vocab.bpe").read_text("utf-8").split("\n")
-    merges = [tuple(line.split()) for line in lines if line and not line.startswith("#version")]
-    return Encoder(_tokenizer_json(vocab, merges))
+    pairs = [line.split() for line in lines if line and not line.startswith("#version")]
+    return Encoder(_tokenizer_json(vocab, [(left, right) for left, right in pairs]))
 
 
 def describe(tokenizer_json: str) -> dict[str, Any]:

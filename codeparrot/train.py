@@ -83,8 +83,7 @@ class TrainSettings(OptimizerSettings):
     def _batch_divides(self) -> "TrainSettings":
         if self.global_batch_size % self.num_workers:
             raise ValueError(
-                f"global_batch_size ({self.global_batch_size}) must be a multiple of num_workers "
-                f"({self.num_workers})"
+                f"global_batch_size ({self.global_batch_size}) must be a multiple of num_workers ({self.num_workers})"
             )
         return self
 
@@ -162,9 +161,7 @@ def prepare(job: TrainingJob, world: World, observe: Observe) -> Trainer:
     from torch.nn.parallel import DistributedDataParallel
 
     max_seq_len = job.rows.max_seq_len
-    config = model_config(
-        job.model, vocab_size=job.vocab_size, max_seq_len=max_seq_len, eos_token_id=job.eos_token_id
-    )
+    config = model_config(job.model, vocab_size=job.vocab_size, max_seq_len=max_seq_len, eos_token_id=job.eos_token_id)
     model: nn.Module = build_model(config, job.seed).to(world.device)
     parallel: nn.Module = model
     if world.world_size > 1:
@@ -218,7 +215,7 @@ def train_step(trainer: Trainer) -> tuple[float, float]:
         with synchronise, _autocast(trainer):
             loss = row_nll(trainer.parallel, rows).sum() / tokens
             # DDP averages gradients over the ranks; the loss is already divided by the tokens of all of them.
-            (loss * world.world_size).backward()
+            (loss * world.world_size).backward()  # type: ignore[no-untyped-call]
         total += loss.detach()
     if world.world_size > 1:
         torch.distributed.all_reduce(total)
@@ -314,7 +311,7 @@ def state_files(trainer: Trainer) -> dict[str, bytes]:
     import torch
 
     job = trainer.job
-    names = {parameter: name for name, parameter in trainer.model.named_parameters()}
+    names: dict[torch.Tensor, str] = {parameter: name for name, parameter in trainer.model.named_parameters()}
     moments = {
         f"{names[parameter]}:{key}": value
         for parameter, values in trainer.optimizer.state.items()

@@ -31,6 +31,8 @@ OBJECT_STORE_BYTES = 512 * 1024 * 1024  # of a local Ray: it carries summaries o
 MIN_LOCAL_CPUS = 2
 MAX_SHOWN_ERROR = 300
 TEMPORARY_PREFIX = "codeparrot-ray-"
+TRAIN_FOLDER = Path(tempfile.gettempdir()) / f"codeparrot-ray-train-{os.getuid()}"
+"""Ray Train's own bookkeeping, which no run resumes from."""
 FORWARDED = (
     "AWS_ENDPOINT_URL",
     "AWS_ENDPOINT_URL_S3",
@@ -92,7 +94,7 @@ def connect() -> None:
         forwarded = {name: os.environ[name] for name in FORWARDED if name in os.environ}
         options |= {"address": address, "runtime_env": {"env_vars": {**QUIET, **forwarded}}}
     else:
-        _sweep()
+        sweep()
         _temporary.append(tempfile.mkdtemp(prefix=f"{TEMPORARY_PREFIX}{os.getpid()}-"))
         options |= {
             "num_cpus": max(MIN_LOCAL_CPUS, os.cpu_count() or 1),
@@ -122,9 +124,9 @@ def _silence() -> None:
         logging.getLogger(name).setLevel(logging.ERROR)
 
 
-def _sweep() -> None:
+def sweep() -> None:
     """Remove the temporary folders of local Rays whose driver is dead."""
-    for folder in Path(tempfile.gettempdir()).glob(f"{TEMPORARY_PREFIX}*"):
+    for folder in Path(tempfile.gettempdir()).glob(f"{TEMPORARY_PREFIX}[0-9]*"):
         pid = folder.name.removeprefix(TEMPORARY_PREFIX).split("-")[0]
         try:
             os.kill(int(pid), 0)
@@ -169,7 +171,7 @@ def spread(
             done = dataset.map(_apply, fn_kwargs={"work": work}, **options)
         else:
             size = min(workers, len(items))
-            done = dataset.map(_Worker, fn_constructor_kwargs={"work": work}, concurrency=size, **options)
+            done = dataset.map(_Worker, fn_kwargs={"work": work}, concurrency=size, **options)
         for row in done.iter_rows():
             results[row["index"]] = pickle.loads(row["result"])  # noqa: S301 - made by _apply
             advance(len(results))
@@ -181,13 +183,10 @@ def _apply(row: dict[str, Any], work: Callable[[Any], Any]) -> dict[str, Any]:
 
 
 class _Worker:
-    """A process that stays."""
+    """A process that stays, and with it what `work` caches."""
 
-    def __init__(self, work: Callable[[Any], Any]) -> None:
-        self._work = work
-
-    def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
-        return _apply(row, self._work)
+    def __call__(self, row: dict[str, Any], work: Callable[[Any], Any]) -> dict[str, Any]:
+        return _apply(row, work)
 
 
 @contextmanager

@@ -21,9 +21,7 @@ def plan(recipe: Recipe) -> tuple[str, list[Entry]]:
     """The chosen entries; their names, sizes and versions are what the stage depends on."""
     settings = recipe.collect
     entries = [entry for source in settings.sources for entry in open_source(source).entries()]
-    chosen = choose(
-        entries, seed=recipe.seed, max_bytes=settings.max_bytes, max_file_bytes=settings.max_file_bytes
-    )
+    chosen = choose(entries, seed=recipe.seed, max_bytes=settings.max_bytes, max_file_bytes=settings.max_file_bytes)
     listing = [astuple(entry)[:-1] for entry in chosen]  # not where they lie on this machine
     return sha256_hex(canonical(listing)), chosen
 

@@ -61,30 +61,32 @@ def run(work: Work) -> Output:
     judge = partial(_judge_shard, uri=work.storage.uri, raw=raw, settings=settings, seed=seed)
     verdicts = spread("curate: judge", names, judge)
     placements = _decide(names, verdicts, settings, seed)
-    place = partial(_write_shard, uri=work.storage.uri, folder=work.attempt.folder, raw=raw, settings=settings, seed=seed)
+    place = partial(
+        _write_shard, uri=work.storage.uri, folder=work.attempt.folder, raw=raw, settings=settings, seed=seed
+    )
     written = spread("curate: write", placements, place)
-    return _gather(work, placements, verdicts, written)
+    return _gather(work, written)
 
 
 def _judge_shard(name: str, *, uri: str, raw: Manifest, settings: CurateSettings, seed: int) -> list[Verdict]:
     documents = [Document(**row) for row in from_parquet(raw.read(open_storage(uri), name)).to_pylist()]
     needed = settings.filters.min_characters_per_token is not None
-    lengths = gpt2_encoder().encode([document.content for document in documents])[1] if needed else []
+    lengths: Any = gpt2_encoder().encode([document.content for document in documents])[1] if needed else []
     verdicts = []
     for index, document in enumerate(documents):
         reason = reject_license(document, settings.licenses) or reject(
-            document, settings.filters, seed=seed, num_tokens=lambda index=index: int(lengths[index])
+            document, settings.filters, seed=seed, num_tokens=partial(_length, lengths, index)
         )
         preference = (document.license is None, document.id)
-        verdicts.append(
-            Verdict(document.repository, document.id, reason, preference, content_key(document.content))
-        )
+        verdicts.append(Verdict(document.repository, document.id, reason, preference, content_key(document.content)))
     return verdicts
 
 
-def _decide(
-    names: list[str], verdicts: list[list[Verdict]], settings: CurateSettings, seed: int
-) -> list[Placement]:
+def _length(lengths: Any, index: int) -> int:
+    return int(lengths[index])
+
+
+def _decide(names: list[str], verdicts: list[list[Verdict]], settings: CurateSettings, seed: int) -> list[Placement]:
     flat = [verdict for shard in verdicts for verdict in shard]
     reasons = [verdict.reason for verdict in flat]
     if settings.exact_dedup:
@@ -135,8 +137,7 @@ def _write_shard(
     written = Written([], {split: Tally() for split in SPLITS}, {})
     for split in SPLITS:
         here = [
-            reason is None and where == split
-            for reason, where in zip(placement.reasons, placement.splits, strict=True)
+            reason is None and where == split for reason, where in zip(placement.reasons, placement.splits, strict=True)
         ]
         part = table.filter(pa.array(here))
         for row in part.drop_columns(["content"]).to_pylist():
@@ -164,9 +165,7 @@ def _smallest(samples: list[Sample], settings: CurateSettings) -> list[Sample]:
     return heapq.nsmallest(settings.num_rejected_samples, samples, key=lambda sample: sample[0])
 
 
-def _gather(
-    work: Work, placements: list[Placement], verdicts: list[list[Verdict]], written: list[Written]
-) -> Output:
+def _gather(work: Work, written: list[Written]) -> Output:
     settings = work.recipe.curate
     total = {split: Tally() for split in SPLITS}
     pooled: dict[str, list[Sample]] = defaultdict(list)

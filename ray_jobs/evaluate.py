@@ -95,11 +95,8 @@ def text_of(rows: PackedRows, chosen: Sequence[int], encoder: Encoder) -> bytes:
 def summary(manifest: Manifest) -> tuple[str, str]:
     """Rows in; loss, and bits per byte against gzip's."""
     counts: Any = manifest.counts
-    return (
-        f"{counts['num_rows']:,} rows",
-        f"loss {counts['loss']:.3f}, {counts['bits_per_byte']:.3f} bits/byte (gzip -9: "
-        f"{counts['gzip_bits_per_byte']:.3f})",
-    )
+    ours, gzip = counts["bits_per_byte"], counts["gzip_bits_per_byte"]
+    return f"{counts['num_rows']:,} rows", f"loss {counts['loss']:.3f}, {ours:.3f} bits/byte (gzip -9: {gzip:.3f})"
 
 
 STAGE = Stage(

@@ -16,9 +16,7 @@ from ray_jobs.stage import Output, Stage, Work, main, stage_settings
 def run(work: Work) -> Output:
     """Complete every prompt."""
     settings, trained = work.recipe.generate, work.inputs["run"]
-    write = partial(
-        complete_prompt, uri=work.storage.uri, trained=trained, settings=settings, seed=work.recipe.seed
-    )
+    write = partial(complete_prompt, uri=work.storage.uri, trained=trained, settings=settings, seed=work.recipe.seed)
     prompts = list(enumerate(settings.prompts))
     completions = spread("generate", prompts, write, "completions", workers=1)
     pairs = [

@@ -19,7 +19,7 @@ from codeparrot import local_store
 from codeparrot.config import load_recipe
 from codeparrot.errors import CodeParrotError, ConfigError
 from codeparrot.storage import endpoint_url, parse_uri
-from ray_jobs.stage import MADE_BY, parse
+from ray_jobs.stage import MADE_BY, parse, state_folder
 
 STAGES = ("pipeline", *MADE_BY.values())
 
@@ -32,7 +32,7 @@ def main() -> int:
         print(f"error: no stage {stage!r}; there are {', '.join(STAGES)}", file=sys.stderr)
         return ConfigError.exit_code
     options = parse(f"ray_jobs.local {stage}", arguments)
-    state = Path(os.environ.get("CODEPARROT_STATE") or ".codeparrot").absolute()
+    state = state_folder()
     try:
         recipe = load_recipe(options.config, options.overrides)
         if options.dry_run:
@@ -49,12 +49,30 @@ def main() -> int:
 def _only_one(state: Path) -> Iterator[None]:
     """Two runs in one state folder would stop each other's store."""
     state.mkdir(parents=True, exist_ok=True, mode=0o700)
-    with (state / "lock").open("w") as lock:
+    with (state / "lock").open("a+") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
-            raise CodeParrotError(f"another run uses {state}; wait for it, or set CODEPARROT_STATE") from None
+            raise CodeParrotError(
+                f"another run (process {running_pid(state)}) uses {state}; wait for it, or set CODEPARROT_STATE"
+            ) from None
+        lock.truncate(0)
+        lock.write(str(os.getpid()))
+        lock.flush()
         yield
+
+
+def running_pid(state: Path) -> int | None:
+    """The process of the run that uses this state folder, if there is one."""
+    try:
+        with (state / "lock").open() as lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            except OSError:
+                return int(lock.read())
+    except (OSError, ValueError):
+        return None
+    return None
 
 
 @contextlib.contextmanager
@@ -77,7 +95,7 @@ def _run(stage: str, arguments: list[str], environment: Mapping[str, str]) -> in
     process = subprocess.Popen(  # noqa: S603
         [sys.executable, "-m", f"ray_jobs.{stage}", *arguments],
         env={**os.environ, **environment},
-        preexec_fn=local_store.end_with_parent,  # noqa: PLW1509
+        preexec_fn=local_store.end_with_parent,
     )
 
     def forward(number: int, _: object) -> None:

@@ -153,9 +153,7 @@ def _read_tokens(uri: str, paths: Sequence[str], pieces: Sequence[Piece], vocab_
 def summary(manifest: Manifest) -> tuple[str, str]:
     """Tokens in; rows and remainder."""
     splits: Any = manifest.counts["splits"].values()
-    tokens, rows, rest = (
-        sum(split[key] for split in splits) for key in ("tokens_in", "num_rows", "tokens_remainder")
-    )
+    tokens, rows, rest = (sum(split[key] for split in splits) for key in ("tokens_in", "num_rows", "tokens_remainder"))
     return f"{tokens:,} tokens", f"{rows:,} rows of {manifest.counts['max_seq_len']}, {rest:,} tokens over"
 
 

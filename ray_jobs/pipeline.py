@@ -5,7 +5,6 @@ At the end it prints what came out, and copies report, summary and export from t
 """
 
 import json
-import os
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +16,7 @@ from codeparrot.manifest import Manifest
 from codeparrot.storage import Storage
 from ray_jobs import report
 from ray_jobs.progress import console, duration
-from ray_jobs.stage import Outcome, command, prefix_of, run_stage
+from ray_jobs.stage import Outcome, command, prefix_of, run_stage, state_folder
 
 STAGES = (*report.SHOWN, report.STAGE)
 
@@ -26,8 +25,7 @@ def run_pipeline(recipe: Recipe, storage: Storage) -> None:
     """Bring every output up to date and show the result."""
     outcomes = [run_stage(stage, recipe, storage) for stage in STAGES]
     manifests = {stage.makes: outcome.manifest for stage, outcome in zip(STAGES, outcomes, strict=True)}
-    state = Path(os.environ.get("CODEPARROT_STATE") or ".codeparrot").absolute()
-    folder = state / "runs" / recipe.run_name
+    folder = state_folder() / "runs" / recipe.run_name
     pairs = json.loads(manifests["completions"].read(storage, "completions.json"))
     copy_export(storage, manifests["run"], folder / "export")
     values = summary(recipe, storage, outcomes, manifests, pairs, folder / "export")

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 
 from rich.console import Console
 from rich.logging import RichHandler
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 PLAIN_INTERVAL_SECONDS = 10.0
 
@@ -32,54 +32,66 @@ def configure_logging(debug: bool) -> None:
 
 
 @contextmanager
-def progress(stage: str, total: float, unit: str, start: float = 0) -> Iterator[Advance]:
-    """Show how far a stage is, its rate and the time left.
-
-    `start`: what was done before this process began; it does not count for the rate.
-    """
+def progress(stage: str, total: float, unit: str) -> Iterator[Advance]:
+    """Show how far a stage is, its rate and the time left."""
     if console.is_terminal:
-        yield from _live(stage, total, unit, start)
+        yield from _live(stage, total, unit)
     else:
-        yield from _plain(stage, total, unit, start)
+        yield from _plain(stage, total, unit)
 
 
-def _live(stage: str, total: float, unit: str, start: float) -> Iterator[Advance]:
+class Rate:
+    """Units per second since the first report, so that starting up and what was done before do not count."""
+
+    def __init__(self) -> None:
+        self._first: tuple[float, float] | None = None
+
+    def update(self, done: float) -> float | None:
+        """The rate so far, or None if it cannot be known yet."""
+        now = time.monotonic()
+        if self._first is None:
+            self._first = (done, now)
+        before, began = self._first
+        return (done - before) / (now - began) if done > before and now > began else None
+
+
+def _live(stage: str, total: float, unit: str) -> Iterator[Advance]:
     columns = (
         TextColumn("{task.description:<16}"),
         BarColumn(bar_width=24),
         TextColumn("{task.fields[amount]}  {task.fields[note]}"),
         TimeElapsedColumn(),
-        TextColumn("left"),
-        TimeRemainingColumn(elapsed_when_finished=False),
     )
-    began = time.monotonic()
+    rate = Rate()
     with Progress(*columns, console=console, transient=True) as bar:
-        task = bar.add_task(stage, total=total, completed=start, amount="", note="")
+        task = bar.add_task(stage, total=total, amount="starting", note="")
 
         def advance(done: float, note: str = "") -> None:
-            rate = (done - start) / max(time.monotonic() - began, 1e-9)
-            amount = f"{done:,.0f}/{total:,.0f} {unit}  {rate:,.2f} {unit}/s"
-            bar.update(task, completed=done, amount=amount, note=note)
+            bar.update(task, completed=done, amount=_amount(done, total, unit, rate.update(done)), note=note)
 
         yield advance
 
 
-def _plain(stage: str, total: float, unit: str, start: float) -> Iterator[Advance]:
+def _plain(stage: str, total: float, unit: str) -> Iterator[Advance]:
     logger = logging.getLogger(__name__)
-    began = said = time.monotonic()
+    rate, said = Rate(), time.monotonic()
 
     def advance(done: float, note: str = "") -> None:
         nonlocal said
-        now = time.monotonic()
-        if now - said < PLAIN_INTERVAL_SECONDS:
-            return
-        said = now
-        rate = (done - start) / (now - began)
-        left = f"{duration((total - done) / rate)} left" if rate > 0 else "time left unknown"
-        parts = [f"{done:,.0f}/{total:,.0f} {unit}", f"{rate:,.2f} {unit}/s", note, left]
-        logger.info("%-16s %s", stage, "  ".join(part for part in parts if part))
+        speed = rate.update(done)
+        if time.monotonic() - said >= PLAIN_INTERVAL_SECONDS:
+            said = time.monotonic()
+            logger.info("%-16s %s", stage, "  ".join(filter(None, [_amount(done, total, unit, speed), note])))
 
     yield advance
+
+
+def _amount(done: float, total: float, unit: str, rate: float | None) -> str:
+    """`40/300 steps  0.81 steps/s  5:20 min left`."""
+    parts = [f"{done:,.0f}/{total:,.0f} {unit}"]
+    if rate is not None:
+        parts += [f"{rate:,.2f} {unit}/s", f"{duration((total - done) / rate)} left"]
+    return "  ".join(parts)
 
 
 def duration(seconds: float) -> str:

@@ -7,6 +7,7 @@ Exit codes: 0 done or up to date, 1 failed, 2 bad configuration, 3 interrupted (
 
 import argparse
 import logging
+import os
 import signal
 import sys
 import time
@@ -15,6 +16,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib import import_module
+from pathlib import Path
 from types import FrameType
 from typing import Any, NoReturn
 
@@ -47,6 +49,11 @@ MADE_BY = {
 }
 """The nouns of the flow, and the stage that makes each."""
 MAX_SHOWN_CHANGES = 5
+
+
+def state_folder() -> Path:
+    """Where this machine keeps its side of a run: `.codeparrot`, or what CODEPARROT_STATE names."""
+    return Path(os.environ.get("CODEPARROT_STATE") or ".codeparrot").absolute()
 
 
 def prefix_of(noun: str, recipe: Recipe) -> str:

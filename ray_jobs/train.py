@@ -6,7 +6,6 @@ this job or in a later one, continues from the newest intact checkpoint in the s
 """
 
 import logging
-import tempfile
 import threading
 import uuid
 from collections.abc import Iterator, Mapping
@@ -21,7 +20,7 @@ from codeparrot.generate import export_files
 from codeparrot.manifest import File, Manifest, write_file
 from codeparrot.storage import Storage, open_storage
 from codeparrot.train import Trainer, TrainingJob, World, fit, metrics_lines
-from ray_jobs.cluster import connect, require_room, unwrapped
+from ray_jobs.cluster import TRAIN_FOLDER, connect, require_room, unwrapped
 from ray_jobs.progress import Advance, duration, progress
 from ray_jobs.stage import Output, Stage, Work, main, prefix_of, stage_settings
 
@@ -120,7 +119,7 @@ def _trainer(work: Work, mailbox: Any) -> Any:
         run_config=ray.train.RunConfig(
             # Ray Train's own state is not what a run resumes from, so it gets a name that is never met again.
             name=f"{work.recipe.run_name}-{uuid.uuid4().hex[:8]}",
-            storage_path=tempfile.gettempdir() + "/codeparrot-ray-train",
+            storage_path=str(TRAIN_FOLDER),
             failure_config=ray.train.FailureConfig(max_failures=settings.max_failures),
         ),
     )
@@ -218,7 +217,9 @@ def _watch(event: dict[str, Any], events: dict[str, Any], advance: Advance) -> N
         logger.info("train            resumed at step %d/%d from %s", event["step"], event["max_steps"], event["uri"])
         advance(event["step"])
     elif kind == "evaluation":
-        logger.info("train            step %d: validation loss %.4f nats/token", event["step"], event["validation_loss"])
+        logger.info(
+            "train            step %d: validation loss %.4f nats/token", event["step"], event["validation_loss"]
+        )
     elif kind == "checkpoint":
         logger.info("train            step %d: checkpoint in %s", event["step"], duration(event["seconds"]))
     else:

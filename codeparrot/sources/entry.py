@@ -34,16 +34,18 @@ def read_entry(entry: Entry, max_file_bytes: int) -> bytes | ReadReason:
         descriptor = os.open(entry.location, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
     except OSError:
         return ReadReason.UNREADABLE
-    with os.fdopen(descriptor, "rb") as file:
-        status = os.fstat(file.fileno())
+    try:
+        status = os.fstat(descriptor)
         if not stat.S_ISREG(status.st_mode):
             return ReadReason.NOT_REGULAR
         if status.st_size > max_file_bytes:
             return ReadReason.TOO_LARGE
-        try:
+        with os.fdopen(descriptor, "rb", closefd=False) as file:
             data = file.read(max_file_bytes + 1)
-        except OSError:
-            return ReadReason.UNREADABLE
+    except OSError:
+        return ReadReason.UNREADABLE
+    finally:
+        os.close(descriptor)
     return data if len(data) <= max_file_bytes else ReadReason.TOO_LARGE
 
 

@@ -8,8 +8,9 @@ after the installation (caches, editable trees) is no part of it.
 import os
 import re
 from collections.abc import Iterator, Sequence
+from email.message import Message
 from importlib.metadata import Distribution, distributions
-from typing import Literal
+from typing import Literal, cast
 
 from pydantic import Field
 
@@ -46,17 +47,16 @@ class PackagesSource:
     def entries(self) -> Sequence[Entry]:
         installed: dict[str, Distribution] = {}
         for distribution in distributions():
-            name = distribution.metadata["Name"]
-            if name:  # None for what a broken uninstallation left behind
-                installed.setdefault(normalise(name), distribution)  # the first on the path is what Python imports
+            name = _name(distribution)
+            if name is not None:
+                installed.setdefault(name, distribution)  # the first on the path is what Python imports
         missing = [name for name in self.settings.distributions if not GLOB & {*name} and name not in installed]
         if missing:
             raise SourceError(f"source {self.settings.name!r}: not installed here: {', '.join(missing)}")
         found = [
             entry
             for name, distribution in sorted(installed.items())
-            if matches(name, self.settings.distributions)
-            and not matches(name, self.settings.exclude_distributions)
+            if matches(name, self.settings.distributions) and not matches(name, self.settings.exclude_distributions)
             for entry in self._entries(name, distribution)
         ]
         if not found:
@@ -64,7 +64,7 @@ class PackagesSource:
         return found
 
     def _entries(self, name: str, distribution: Distribution) -> Iterator[Entry]:
-        metadata = distribution.metadata  # parsed anew at every access, so only once
+        metadata = cast("Message", distribution.metadata)  # parsed anew at every access, so only once
         spdx, version = license_from_metadata(metadata), metadata["Version"]
         for file in distribution.files or ():
             path = file.as_posix()
@@ -72,7 +72,7 @@ class PackagesSource:
                 continue
             if matches(path, self.settings.exclude):
                 continue
-            location = os.fsencode(os.fspath(distribution.locate_file(file)))
+            location = os.fsencode(str(distribution.locate_file(file)))
             size = file.size if file.size is not None else _size(location)
             if size is not None:
                 yield Entry(
@@ -90,6 +90,15 @@ class PackagesSource:
 def normalise(name: str) -> str:
     """A distribution's name in its one spelling (PEP 503)."""
     return re.sub(r"[-_.]+", "-", name).lower()
+
+
+def _name(distribution: Distribution) -> str | None:
+    """The normalised name, or None for what a broken uninstallation left behind."""
+    try:
+        name = distribution.metadata["Name"]
+    except FileNotFoundError:  # from the importlib_metadata package, which replaces the finder once imported
+        return None
+    return normalise(name) if name else None
 
 
 def _size(location: bytes) -> int | None:

@@ -29,5 +29,3 @@ class DyingStorage(LocalStorage):
         if self.num_changes == 0:
             raise Killed
         self.num_changes -= 1
-
-

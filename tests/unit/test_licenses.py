@@ -1,6 +1,4 @@
 from email.message import Message
-from importlib.metadata import PackageMetadata
-from typing import cast
 
 import pytest
 from hypothesis import given
@@ -14,11 +12,11 @@ WORDS = st.sampled_from(
 TEXTS = st.text(max_size=30) | st.lists(WORDS, max_size=7).map(" ".join)
 
 
-def metadata(*fields: tuple[str, str]) -> PackageMetadata:
+def metadata(*fields: tuple[str, str]) -> Message:
     message = Message()
     for name, value in fields:
         message[name] = value
-    return cast(PackageMetadata, message)
+    return message
 
 
 @pytest.mark.parametrize(

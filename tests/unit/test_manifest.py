@@ -20,7 +20,7 @@ from codeparrot.manifest import (
     write_file,
 )
 from codeparrot.storage import LocalStorage, Storage
-from unit.doubles import DyingStorage, Killed
+from tests.unit.doubles import DyingStorage, Killed
 
 SETTINGS = {"seed": 1, "names": ("a", "b")}
 INPUTS = {"raw": "0f" * 32}
@@ -80,13 +80,13 @@ def test_time_and_duration_stand_in_the_manifest_and_not_in_the_digest(storage: 
     assert made[0].digest == made[1].digest
 
 
-@pytest.mark.parametrize("change", [{"text": b"other"}, {"name": "b"}, {"counts": {"num_documents": 3}}])
-def test_the_digest_follows_the_content(storage: LocalStorage, change: dict[str, Any]) -> None:
-    digests = []
-    for made in ({"text": b"text", "name": "a", "counts": {}}, {"text": b"text", "name": "a", "counts": {}} | change):
-        work = attempt(storage)
-        digests.append(work.commit([work.write(made["name"], made["text"])], made["counts"]).digest)
-    assert digests[0] != digests[1]
+@pytest.mark.parametrize(
+    ("name", "text", "counts"), [("a", b"other", {}), ("b", b"text", {}), ("a", b"text", {"num_documents": 3})]
+)
+def test_the_digest_follows_the_content(storage: LocalStorage, name: str, text: bytes, counts: dict[str, int]) -> None:
+    first, second = attempt(storage), attempt(storage)
+    before = first.commit([first.write("a", b"text")], {}).digest
+    assert second.commit([second.write(name, text)], counts).digest != before
 
 
 @pytest.mark.parametrize(

@@ -79,4 +79,4 @@ def test_long_values_are_cut(text: str) -> None:
 def test_settings_cannot_be_changed() -> None:
     settings = validate(Outer, {"train": {"learning_rate": 0.1}}, "run.yaml")
     with pytest.raises(ValidationError):
-        settings.name = "y"
+        settings.name = "y"  # type: ignore[misc]

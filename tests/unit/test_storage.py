@@ -141,7 +141,7 @@ def test_a_write_survives_deletes_next_to_it(storage: LocalStorage) -> None:
 
 def test_a_path_through_a_file_is_a_storage_error(storage: LocalStorage) -> None:
     storage.write("a", b"")
-    with pytest.raises(StorageError, match="Not a directory|File exists"):
+    with pytest.raises(StorageError, match=r"Not a directory|File exists"):
         storage.write("a/b", b"")
 
 

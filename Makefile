@@ -1,0 +1,82 @@
+# CodeParrot on Kubernetes. `make run` and `make test` do all the set-up; `make help` lists the rest.
+
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+
+PYTHON ?= python3
+VENV := .venv
+PY := $(VENV)/bin/python
+CONFIG ?= recipes/tiny.yaml
+STAGE ?= pipeline
+# Plain pip and uv settings that some machines export would make every start slower: bytecode is compiled once.
+export PYTHONDONTWRITEBYTECODE :=
+export RAY_USAGE_STATS_ENABLED := 0
+export HF_HUB_OFFLINE := 1
+
+.PHONY: help run test unit lint fmt lock schema bench clean store
+
+##@ Use
+help: ## Show this list
+	@awk 'BEGIN {FS = ":.*## "} /^##@/ {printf "\n%s\n", substr($$0, 5)} \
+		/^[a-z-]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+run: $(VENV)/.run ## Everything, from source code to a trained model and its report (CONFIG=recipe STAGE=stage ARGS=...)
+	@$(PY) -m ray_jobs.local $(STAGE) --config $(CONFIG) $(ARGS)
+
+store: $(VENV)/.run ## The embedded object store alone, in the foreground
+	@$(PY) -m codeparrot.local_store
+
+clean: ## Stop what the project started and remove what it made (not the virtual environment)
+	@if [ -x $(PY) ]; then $(PY) -m ray_jobs.clean; fi
+	@rm -rf .codeparrot .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+
+##@ Work on it
+test: $(VENV)/.test lint ## Lint, type-check, and run the unit and integration tests
+	@$(PY) -m pytest
+
+unit: $(VENV)/.test ## The unit tests alone (seconds)
+	@$(PY) -m pytest tests/unit
+
+lint: $(VENV)/.test ## ruff, mypy, import-linter
+	@$(VENV)/bin/ruff check .
+	@$(VENV)/bin/ruff format --check .
+	@$(VENV)/bin/mypy
+	@$(VENV)/bin/lint-imports --no-timing
+
+fmt: $(VENV)/.test ## Format the code
+	@$(VENV)/bin/ruff format .
+	@$(VENV)/bin/ruff check --fix .
+
+schema: $(VENV)/.run ## Write the recipe's JSON schema anew
+	@$(PY) -m codeparrot.config > recipes/schema.json
+
+lock: $(VENV)/.uv ## Renew the locks of the dependencies
+	@echo uv | $(VENV)/bin/uv pip compile - $(LOCK) --upgrade -o requirements-uv.lock
+	@$(call compile,,requirements.lock)
+	@$(call compile,--extra dev --constraint requirements.lock,requirements-dev.lock)
+
+LOCK := --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-emit-find-links \
+	--no-header --no-annotate
+compile = $(VENV)/bin/uv pip compile pyproject.toml $(1) $(LOCK) --upgrade -o $(2)
+
+##@ Set-up, done by the others
+$(VENV)/.uv: Makefile
+	@echo "making $(VENV)"
+	@$(PYTHON) -c 'import sys; assert sys.version_info >= (3, 11), "Python 3.11 or newer is needed, not " + sys.version' 
+	@$(PYTHON) -m venv $(VENV)
+	@$(PY) -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements-uv.lock
+	@touch $@
+
+$(VENV)/.run: $(VENV)/.uv requirements.lock
+	@echo "installing dependencies (6 GB, most of it CUDA libraries that come with torch) and compiling them"
+	@$(call install,requirements.lock)
+	@touch $@
+
+$(VENV)/.test: $(VENV)/.run requirements-dev.lock
+	@echo "installing development tools"
+	@$(call install,requirements-dev.lock)
+	@touch $@
+
+install = UV_COMPILE_BYTECODE=1 $(VENV)/bin/uv pip install --quiet --python $(PY) --require-hashes -r $(1)

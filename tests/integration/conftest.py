@@ -1,0 +1,209 @@
+"""A real S3 server, a real Ray, and small runs of the real commands."""
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from codeparrot import local_store
+from codeparrot.local_store import LocalStore
+
+ROOT = Path(__file__).parents[2]
+DEADLINE_SECONDS = 300.0
+DISTRIBUTIONS = [
+    "click",
+    "filelock",
+    "idna",
+    "jinja2",
+    "packaging",
+    "requests",
+    "rich",
+    "safetensors",
+    "tqdm",
+    "urllib3",
+]
+
+
+def micro_recipe() -> dict[str, Any]:
+    """The whole flow in its smallest form: seconds of work, the same code."""
+    return {
+        "run_name": "micro",
+        "seed": 7,
+        "storage": {"uri": "s3://codeparrot/micro"},
+        "collect": {
+            "sources": [{"kind": "packages", "distributions": DISTRIBUTIONS}],
+            "max_bytes": 1_000_000,
+            "shard_bytes": 200_000,
+        },
+        "curate": {
+            "licenses": {"allow": ["MIT", "BSD-3-Clause", "BSD-2-Clause", "Apache-2.0", "MPL-2.0"]},
+            "validation_fraction": 0.2,
+        },
+        "tokenizer": {"vocab_size": 512},
+        "pack": {"max_seq_len": 64, "shard_bytes": 100_000},
+        "model": {"n_layer": 1, "n_head": 2, "n_embd": 32},
+        "train": {
+            "num_workers": 4,
+            "resources_per_worker": {"CPU": 0.5},
+            "max_steps": 12,
+            "global_batch_size": 8,
+            "micro_batch_size": 2,
+            "learning_rate": 1e-3,
+            "warmup_steps": 2,
+            "log_every_steps": 1,
+            "eval_every_steps": 4,
+            "eval_rows": 8,
+            "checkpoint_every_steps": 3,
+        },
+        "evaluate": {"batch_size": 32, "max_rows": 64, "num_workers": 1},
+        "generate": {"prompts": ["fit random forest classifier", "def ", "import "], "max_new_tokens": 8},
+    }
+
+
+@dataclass
+class Process:
+    """A command of ours, its output read line by line as it comes."""
+
+    command: list[str]
+    environment: Mapping[str, str]
+    lines: list[str] = field(default_factory=list)
+    popen: "subprocess.Popen[str]" = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.popen = subprocess.Popen(
+            self.command,
+            cwd=ROOT,
+            env={**os.environ, **self.environment},
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            start_new_session=True,
+        )
+        self._reader = threading.Thread(target=self._read, daemon=True)
+        self._reader.start()
+
+    def _read(self) -> None:
+        assert self.popen.stdout is not None
+        for line in self.popen.stdout:
+            self.lines.append(line.rstrip("\n"))
+
+    @property
+    def output(self) -> str:
+        """Everything printed so far."""
+        return "\n".join(self.lines)
+
+    def wait_for(self, *words: str) -> None:
+        """Wait until one line holds all these words."""
+        wait_until(
+            lambda: (
+                any(all(word in line for word in words) for line in list(self.lines)) or self.popen.poll() is not None
+            ),
+            f"{words} in the output",
+        )
+        assert any(all(word in line for word in words) for line in self.lines), self.output
+
+    def wait(self) -> int:
+        """The exit code."""
+        code = self.popen.wait(DEADLINE_SECONDS)
+        self._reader.join(DEADLINE_SECONDS)
+        return code
+
+
+def wait_until(condition: Callable[[], bool], what: str, seconds: float = DEADLINE_SECONDS) -> None:
+    """Wait for a condition, with a deadline."""
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, f"waited {seconds:.0f} s in vain for {what}"
+        time.sleep(0.02)
+
+
+def processes_with(marker: str) -> dict[int, str]:
+    """Processes whose environment holds the marker, with their command lines."""
+    found = {}
+    for folder in Path("/proc").glob("[0-9]*"):
+        try:
+            if marker.encode() in (folder / "environ").read_bytes():
+                arguments = (folder / "cmdline").read_bytes().replace(b"\0", b" ").decode()
+                if arguments:
+                    found[int(folder.name)] = arguments
+        except OSError:
+            continue
+    found.pop(os.getpid(), None)
+    return found
+
+
+@dataclass
+class Machine:
+    """A state folder and a recipe: what `make run` knows of a laptop."""
+
+    folder: Path
+    values: dict[str, Any]
+
+    @property
+    def state(self) -> Path:
+        """The state folder."""
+        return self.folder / "state"
+
+    @property
+    def marker(self) -> str:
+        """What stands in the environment of every process of its runs."""
+        return f"CODEPARROT_STATE={self.state}"
+
+    def start(self, stage: str = "pipeline", *arguments: str, **environment: str) -> Process:
+        """`python -m ray_jobs.local STAGE` in the background."""
+        recipe = self.folder / "recipe.yaml"
+        recipe.write_text(yaml.safe_dump(self.values))
+        command = [sys.executable, "-m", "ray_jobs.local", stage, "--config", str(recipe), *arguments]
+        return Process(command, {"CODEPARROT_STATE": str(self.state), **environment})
+
+    def run(self, stage: str = "pipeline", *arguments: str, **environment: str) -> Process:
+        """The same, to its end, which must be a success."""
+        process = self.start(stage, *arguments, **environment)
+        assert process.wait() == 0, process.output
+        return process
+
+    def left_behind(self) -> dict[int, str]:
+        """Processes of its runs that are still there."""
+        return processes_with(self.marker)
+
+
+@pytest.fixture
+def machine(tmp_path: Path) -> Iterator[Machine]:
+    """A fresh machine."""
+    machine = Machine(tmp_path, micro_recipe())
+    yield machine
+    for pid in machine.left_behind():
+        os.kill(pid, signal.SIGKILL)
+
+
+@pytest.fixture(scope="session")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Machine:
+    """A machine on which the whole pipeline has run once, without disturbance."""
+    machine = Machine(tmp_path_factory.mktemp("undisturbed"), micro_recipe())
+    machine.run()
+    return machine
+
+
+@pytest.fixture(scope="session")
+def store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalStore]:
+    """An S3 server for tests that bring their own client."""
+    with local_store.running(tmp_path_factory.mktemp("store"), "codeparrot") as running:
+        yield running
+
+
+@pytest.fixture
+def s3(store: LocalStore, monkeypatch: pytest.MonkeyPatch) -> LocalStore:
+    """The same, as the store that this process's environment names."""
+    for name, value in store.environment().items():
+        monkeypatch.setenv(name, value)
+    return store

@@ -1,0 +1,121 @@
+"""A running Ray cluster: jobs submitted to it, and what happens if it is too small or not there."""
+
+import os
+import re
+import socket
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import yaml
+
+from codeparrot.local_store import LocalStore
+from codeparrot.manifest import load_manifest
+from codeparrot.storage import S3Storage
+from tests.integration.conftest import ROOT, Process, micro_recipe
+
+RAY = str(Path(sys.executable).parent / "ray")
+FAILED = 1
+
+
+@dataclass(frozen=True)
+class Cluster:
+    """A Ray head on loopback with two CPUs."""
+
+    gcs: str
+    dashboard: str
+
+
+def free_ports(count: int) -> list[int]:
+    sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
+    ports = [int(listener.getsockname()[1]) for listener in sockets]
+    for listener in sockets:
+        listener.close()
+    return ports
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[Cluster]:
+    gcs, dashboard, agent = free_ports(3)
+    with tempfile.TemporaryDirectory(prefix="ray-", dir="/tmp") as folder:
+        command = [RAY, "start", "--head", "--block", "--node-ip-address=127.0.0.1", f"--port={gcs}"]
+        command += [f"--dashboard-port={dashboard}", "--dashboard-host=127.0.0.1", "--num-cpus=2"]
+        command += [f"--dashboard-agent-listen-port={agent}", f"--temp-dir={folder}", "--object-store-memory=200000000"]
+        head = Process(command, {"RAY_USAGE_STATS_ENABLED": "0"})
+        head.wait_for("Ray runtime started")
+        yield Cluster(f"127.0.0.1:{gcs}", f"http://127.0.0.1:{dashboard}")
+        head.popen.terminate()
+        head.wait()
+
+
+@pytest.fixture
+def recipe(tmp_path: Path) -> Path:
+    values = micro_recipe()
+    values["storage"]["uri"] = f"s3://codeparrot/{tmp_path.name}"
+    path = tmp_path / "recipe.yaml"
+    path.write_text(yaml.safe_dump(values))
+    return path
+
+
+def run(command: list[str], **environment: str) -> "subprocess.CompletedProcess[str]":
+    return subprocess.run(
+        command, cwd=ROOT, env={**os.environ, **environment}, capture_output=True, text=True, timeout=300
+    )
+
+
+def test_a_stage_runs_through_ray_job_submit(cluster: Cluster, recipe: Path, s3: LocalStore) -> None:
+    variables = ", ".join(f'"{name}": "{value}"' for name, value in s3.environment().items())
+    done = run(
+        [
+            RAY,
+            "job",
+            "submit",
+            f"--address={cluster.dashboard}",
+            "--working-dir=.",
+            f'--runtime-env-json={{"env_vars": {{{variables}}}}}',
+            "--",
+            sys.executable,
+            *("-m", "ray_jobs.collect", "--config", str(recipe)),
+        ]
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert re.search(r"collect +done", done.stdout)
+    uri = yaml.safe_load(recipe.read_text())["storage"]["uri"]
+    manifest = load_manifest(S3Storage(uri, "codeparrot", recipe.parent.name), "raw")
+    assert manifest is not None
+    assert manifest.counts["num_documents"] > 0
+
+
+def test_a_stage_uses_the_cluster_that_ray_address_names(cluster: Cluster, recipe: Path, s3: LocalStore) -> None:
+    command = [sys.executable, "-m", "ray_jobs.collect", "--config", str(recipe)]
+    done = run(command, RAY_ADDRESS=cluster.gcs)
+    assert done.returncode == 0, done.stdout + done.stderr
+    secret = s3.credentials.read_text().split()[-1]
+    assert secret not in done.stdout + done.stderr
+
+
+def test_a_cluster_without_room_for_four_workers_is_told_what_is_missing(
+    cluster: Cluster, recipe: Path, s3: LocalStore
+) -> None:
+    values = yaml.safe_load(recipe.read_text())
+    values["train"] |= {"resources_per_worker": {"CPU": 1}, "placement_timeout_seconds": 1}
+    recipe.write_text(yaml.safe_dump(values))
+    for stage in ("collect", "curate", "train_tokenizer", "pack"):
+        done = run([sys.executable, "-m", f"ray_jobs.{stage}", "--config", str(recipe)], RAY_ADDRESS=cluster.gcs)
+        assert done.returncode == 0, done.stdout + done.stderr
+    done = run([sys.executable, "-m", "ray_jobs.train", "--config", str(recipe)], RAY_ADDRESS=cluster.gcs)
+    assert done.returncode == FAILED
+    message = "the cluster has room for 2 of 4 workers: each needs 1 CPU, its 1 nodes have 2 CPU"
+    assert message in done.stderr, done.stdout + done.stderr
+
+
+def test_a_cluster_that_is_not_there_is_told(recipe: Path, s3: LocalStore) -> None:
+    command = [sys.executable, "-m", "ray_jobs.collect", "--config", str(recipe)]
+    done = run(command, RAY_ADDRESS="127.0.0.1:1")
+    assert done.returncode == FAILED
+    assert "error: cannot use the cluster at RAY_ADDRESS=127.0.0.1:1" in done.stderr
+    assert "Traceback" not in done.stderr

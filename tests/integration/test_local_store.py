@@ -1,0 +1,118 @@
+"""The embedded store: what it listens on, what it keeps secret, and how it ends."""
+
+import json
+import os
+import socket
+import stat
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from codeparrot import local_store
+from codeparrot.local_store import LocalStore
+from ray_jobs import local
+
+LISTENING = "0A"  # the state in /proc/net/tcp, include/net/tcp_states.h
+
+
+def pid_of(state: Path) -> int:
+    return int(json.loads((state / "server.json").read_bytes())["pid"])
+
+
+def listeners(pid: int) -> set[str]:
+    """The local addresses on which a process listens, as /proc spells them."""
+    inodes = set()
+    for link in Path(f"/proc/{pid}/fd").iterdir():
+        target = os.readlink(link) if link.is_symlink() else ""
+        if target.startswith("socket:["):
+            inodes.add(target[8:-1])
+    found = set()
+    for table in ("tcp", "tcp6"):
+        for line in Path(f"/proc/{pid}/net/{table}").read_text().splitlines()[1:]:
+            fields = line.split()
+            if fields[3] == LISTENING and fields[9] in inodes:
+                found.add(fields[1].split(":")[0])
+    return found
+
+
+@pytest.fixture(scope="module")
+def state(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """The state folder of a running server."""
+    folder = tmp_path_factory.mktemp("state")
+    with local_store.running(folder, "codeparrot"):
+        yield folder
+
+
+def test_it_listens_on_loopback_only(state: Path) -> None:
+    assert listeners(pid_of(state)) == {"0100007F"}
+
+
+def test_secrets_are_in_private_files_and_nowhere_else(state: Path) -> None:
+    secret = (state / "credentials").read_text().split()[-1]
+    assert len(secret) >= 40
+    for name in ("credentials", "s3.json", "server.json"):
+        assert stat.S_IMODE((state / name).stat().st_mode) == 0o600, name
+    process = Path(f"/proc/{pid_of(state)}")
+    assert secret.encode() not in (process / "cmdline").read_bytes()
+    assert secret.encode() not in (process / "environ").read_bytes()
+    assert secret not in (state / "server.log").read_text()
+    assert secret not in str(LocalStore("http://127.0.0.1:1", state / "credentials").environment())
+
+
+def test_a_running_server_is_used_and_left_running(state: Path) -> None:
+    pid = pid_of(state)
+    with local_store.running(state, "another") as store:
+        assert pid_of(state) == pid
+        assert store.endpoint in (state / "server.json").read_text()
+    os.kill(pid, 0)
+
+
+def test_it_ends_with_the_block_and_leaves_no_socket(tmp_path: Path) -> None:
+    with local_store.running(tmp_path, "codeparrot"):
+        pid = pid_of(tmp_path)
+        ports = json.loads((tmp_path / "server.json").read_bytes())["ports"]
+    with pytest.raises(ProcessLookupError):
+        os.kill(pid, 0)
+    assert not [path for port in ports for path in Path("/tmp").glob(f"seaweedfs-*-{port}.sock")]
+
+
+def test_a_port_taken_in_the_meantime_is_replaced(tmp_path: Path) -> None:
+    with local_store.running(tmp_path, "codeparrot") as first:
+        port = int(first.endpoint.rpartition(":")[2])
+    with socket.create_server(("127.0.0.1", port)), local_store.running(tmp_path, "codeparrot") as second:
+        assert second.endpoint != first.endpoint
+
+
+def test_the_entry_of_a_dead_server_is_not_believed(tmp_path: Path) -> None:
+    (tmp_path / "server.json").write_text(
+        json.dumps({"pid": os.getpid(), "endpoint": "http://127.0.0.1:1", "ports": []})
+    )
+    with local_store.running(tmp_path, "codeparrot"):
+        assert pid_of(tmp_path) != os.getpid()
+    assert not local_store.stop(tmp_path)
+
+
+def test_stop_ends_a_server_that_was_left_running(tmp_path: Path) -> None:
+    with local_store.running(tmp_path, "codeparrot"):
+        pid = pid_of(tmp_path)
+        assert local_store.stop(tmp_path)
+        assert not Path(f"/proc/{pid}/cmdline").read_bytes()
+        assert not local_store.stop(tmp_path)
+
+
+def test_without_the_server_program_a_directory_stands_in(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(local_store, "available", lambda: None)
+    monkeypatch.delenv("AWS_ENDPOINT_URL", raising=False)
+    with local._store(tmp_path, "s3://codeparrot/tiny") as (environment, overrides):
+        assert environment == {}
+        assert overrides == ["--set", f"storage.uri={tmp_path}/storage/codeparrot/tiny"]
+    assert "does not exist for this platform" in capsys.readouterr().out
+
+
+def test_a_store_that_the_user_names_is_used_instead(s3: LocalStore, tmp_path: Path) -> None:
+    with local._store(tmp_path, "s3://codeparrot/tiny") as (environment, overrides):
+        assert (environment, overrides) == ({}, [])
+    assert not (tmp_path / "store").exists()

@@ -1,0 +1,175 @@
+"""The whole flow through the real stack: Ray Data, Ray Train with four workers, checkpoints on a real S3 server."""
+
+import json
+import os
+import re
+import signal
+from pathlib import Path
+from typing import Any
+
+from codeparrot import local_store
+from codeparrot.storage import sha256_hex
+from ray_jobs.stage import MADE_BY
+from tests.integration.conftest import Machine, micro_recipe, wait_until
+
+SUCCESS, FAILED, INTERRUPTED = 0, 1, 3
+
+
+def summary_of(machine: Machine) -> Any:
+    return json.loads((machine.state / "runs" / "micro" / "summary.json").read_bytes())
+
+
+def statuses(machine: Machine) -> dict[str, str]:
+    return {stage["name"]: stage["status"] for stage in summary_of(machine)["stages"]}
+
+
+def weights_of(machine: Machine) -> str:
+    return sha256_hex((Path(summary_of(machine)["export_path"]) / "model.safetensors").read_bytes())
+
+
+def test_a_run_leaves_the_summary_that_it_promises(undisturbed: Machine) -> None:
+    summary = summary_of(undisturbed)
+    assert [stage["name"] for stage in summary["stages"]] == list(MADE_BY.values())
+    assert summary["world_size"] == 4
+    assert summary["num_parameters"] > 0
+    assert summary["num_documents"] > 0
+    ledger = summary["ledger"]
+    assert ledger["tokens_in"] == ledger["tokens_in_rows"] + ledger["tokens_remainder"] > 0
+    assert set(summary["validation"]) == {
+        "loss",
+        "perplexity",
+        "bits_per_byte",
+        "gzip_bits_per_byte",
+        "xz_bits_per_byte",
+    }
+    assert all(value > 0 for value in summary["validation"].values())
+    assert summary["checkpoint_uri"] == "s3://codeparrot/micro/runs/micro/checkpoints/step-00000012"
+    assert [pair["prompt"] for pair in summary["completions"]] == micro_recipe()["generate"]["prompts"]
+
+
+def test_a_run_leaves_a_report_and_an_export_that_plain_transformers_loads(undisturbed: Machine) -> None:
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    export = summary_of(undisturbed)["export_path"]
+    model = AutoModelForCausalLM.from_pretrained(export)
+    tokenizer = AutoTokenizer.from_pretrained(export)
+    assert sum(parameter.numel() for parameter in model.parameters()) == summary_of(undisturbed)["num_parameters"]
+    assert tokenizer.decode(tokenizer("def f(x):\n    return x")["input_ids"]) == "def f(x):\n    return x"
+    report = (undisturbed.state / "runs" / "micro" / "report.html").read_text()
+    assert report.count("<svg") >= 5
+
+
+def test_a_second_run_has_nothing_to_do_and_one_changed_key_runs_only_what_depends_on_it(undisturbed: Machine) -> None:
+    process = undisturbed.run()
+    assert set(statuses(undisturbed).values()) == {"up to date"}
+    assert process.output.count("up to date") >= len(MADE_BY)
+
+    process = undisturbed.run("pipeline", "--set", "generate.temperature=0.5")
+    ran = {name for name, status in statuses(undisturbed).items() if status == "done"}
+    assert ran == {"generate", "report"}
+    assert "generate.temperature: 0.6 -> 0.5" in process.output
+    undisturbed.run()
+
+
+def test_a_killed_run_continues_to_the_same_weights_wherever_it_was_killed(
+    machine: Machine, undisturbed: Machine
+) -> None:
+    """One run, disturbed in every stage in turn, by every kind of signal."""
+
+    def pipeline_pid() -> int:
+        return next(pid for pid, line in machine.left_behind().items() if "-m ray_jobs.pipeline" in line)
+
+    process = machine.start()
+    process.wait_for("collect", "starting")
+    os.kill(pipeline_pid(), signal.SIGKILL)
+    assert process.wait() == FAILED
+    assert "run the same command to continue" in process.output
+    wait_until(lambda: not machine.left_behind(), "all processes to end after a SIGKILL of the driver")
+
+    process = machine.start()
+    process.wait_for("curate", "starting")
+    os.killpg(process.popen.pid, signal.SIGINT)
+    assert process.wait() == INTERRUPTED
+    assert re.search(r"interrupted: .*SIGINT.* continues", process.lines[-1])
+    assert "Traceback" not in process.output
+    assert not machine.left_behind()
+
+    process = machine.start()
+    process.wait_for("train_tokenizer", "starting")
+    os.kill(process.popen.pid, signal.SIGTERM)
+    assert process.wait() == INTERRUPTED
+    assert not machine.left_behind()
+
+    process = machine.start()
+    process.wait_for("pack", "starting")
+    process.popen.kill()
+    process.wait()
+    wait_until(lambda: not machine.left_behind(), "all processes to end after a SIGKILL of the launcher")
+
+    process = machine.start()
+    process.wait_for("train", "checkpoint in")
+    os.kill(pipeline_pid(), signal.SIGKILL)
+    process.wait()
+    wait_until(lambda: not machine.left_behind(), "all processes to end after a SIGKILL in training")
+
+    process = machine.start()
+    process.wait_for("train", "resumed at step")
+    process.wait_for("evaluate", "starting")
+    os.killpg(process.popen.pid, signal.SIGKILL)
+    process.wait()
+
+    process = machine.start()
+    process.wait_for("generate", "starting")
+    os.kill(pipeline_pid(), signal.SIGKILL)
+    process.wait()
+
+    machine.run()
+    assert weights_of(machine) == weights_of(undisturbed)
+    ours, theirs = summary_of(machine), summary_of(undisturbed)
+    for key in ("ledger_by_split", "num_documents", "validation", "completions"):
+        assert ours[key] == theirs[key], key
+
+
+def test_a_killed_ray_train_worker_costs_a_restart_and_not_the_result(machine: Machine, undisturbed: Machine) -> None:
+    process = machine.start()
+    process.wait_for("train", "checkpoint in")
+    workers = [pid for pid, line in machine.left_behind().items() if "RayTrainWorker" in line]
+    assert len(workers) == 4
+    os.kill(workers[2], signal.SIGKILL)
+    assert process.wait() == SUCCESS, process.output
+    assert "the worker group was restarted" in process.output
+    assert "resumed at step" in process.output
+    assert weights_of(machine) == weights_of(undisturbed)
+
+
+def test_a_store_that_dies_in_the_middle_gives_one_clear_error_and_loses_nothing(machine: Machine) -> None:
+    folder = machine.folder / "store"
+    with local_store.running(folder, "codeparrot") as store:
+        process = machine.start("collect", **store.environment())
+        process.wait_for("collect", "starting")
+        os.kill(json.loads((folder / "server.json").read_bytes())["pid"], signal.SIGKILL)
+        assert process.wait() == FAILED
+        errors = [line for line in process.lines if line.startswith("error:")]
+        assert len(errors) == 1
+        assert "does not answer" in errors[0]
+        assert store.endpoint in errors[0]
+        assert "Traceback" not in process.output
+    with local_store.running(folder, "codeparrot") as store:
+        machine.run("collect", **store.environment())
+        assert "up to date" in machine.run("collect", **store.environment()).output
+
+
+def test_a_directory_serves_as_storage_by_the_same_interface(machine: Machine) -> None:
+    machine.values["storage"] = {"uri": str(machine.folder / "data")}
+    machine.run("collect")
+    assert (machine.folder / "data" / "raw" / "manifest.json").exists()
+    assert "up to date" in machine.run("collect").output
+
+
+def test_a_second_run_in_the_same_folder_is_refused_while_the_first_goes_on(machine: Machine) -> None:
+    first = machine.start("collect")
+    first.wait_for("collect", "starting")
+    second = machine.start("collect")
+    assert second.wait() == FAILED
+    assert f"another run (process {first.popen.pid}) uses {machine.state}" in second.output
+    assert first.wait() == SUCCESS, first.output
