@@ -173,7 +173,18 @@ class Attempt:
         self.storage.delete([path for path in paths if path not in keep])
 
     def commit(self, files: Iterable[File], counts: Mapping[str, Any]) -> Manifest:
-        """Make the output valid by replacing the manifest, then delete the output it replaces."""
+        """Make the output valid by replacing the manifest, then delete the output it replaces.
+
+        Raises ManifestError if a file is gone: another attempt at the same output has cleared it away.
+        """
+        files = sorted(files, key=lambda file: file.name)
+        stored = dict(self.storage.list(f"{self.folder}/"))
+        gone = [file.name for file in files if stored.get(f"{self.folder}/{file.name}") != file.size_bytes]
+        if gone:
+            raise ManifestError(
+                f"{self.storage.uri}/{self.folder}: {gone[0]} is gone or cut short; is another run writing "
+                f"{self.prefix} too? Nothing was committed; run again when it has ended"
+            )
         now = self.clock()
         manifest = Manifest(
             stage=self.stage,
@@ -183,7 +194,7 @@ class Attempt:
             settings=self.settings,
             inputs=self.inputs,
             code=self.code,
-            files=tuple(sorted(files, key=lambda file: file.name)),
+            files=tuple(files),
             counts=json.loads(json.dumps(counts)),
             seconds=round(now - self.started, 3),
             created=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(now)),

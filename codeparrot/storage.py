@@ -129,8 +129,9 @@ class LocalStorage:
         target = self.root / path
         temporary = target.with_name(f".{target.name}.{secrets.token_hex(4)}.tmp")
         with self._translated(path):
+            new = _create(temporary)
             try:
-                with _create(temporary) as file:
+                with new as file:
                     file.write(data)
                     file.flush()
                     os.fsync(file.fileno())
@@ -195,7 +196,7 @@ class LocalStorage:
 def _create(path: Path) -> BinaryIO:
     """Open a new file; a `delete` next to it may remove its folder as long as that is empty, hence the tries."""
     for _ in range(NUM_CREATE_TRIES - 1):
-        with contextlib.suppress(FileNotFoundError):
+        with contextlib.suppress(FileNotFoundError, FileExistsError):
             path.parent.mkdir(parents=True, exist_ok=True)
             return path.open("wb")
     path.parent.mkdir(parents=True, exist_ok=True)

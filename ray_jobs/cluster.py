@@ -8,6 +8,7 @@ written do not depend on how many workers there are (docs/decisions/0002).
 import logging
 import os
 import pickle
+import secrets
 import shutil
 import signal
 import sys
@@ -72,6 +73,8 @@ def ray_session() -> Iterator[None]:
             import ray
 
             ray.shutdown()
+        if _temporary and os.environ.get("RAY_AUTH_TOKEN_PATH", "").startswith(_temporary[-1]):
+            del os.environ["RAY_AUTH_MODE"], os.environ["RAY_AUTH_TOKEN_PATH"]
         while _temporary:
             shutil.rmtree(_temporary.pop(), ignore_errors=True)
 
@@ -82,26 +85,29 @@ def connect() -> None:
     To the cluster that RAY_ADDRESS names (`ray job submit` sets it), else to a local Ray of our own, whose files lie
     in a temporary folder. Raises ClusterError.
     """
+    if "ray" in sys.modules and sys.modules["ray"].is_initialized():
+        return
     for name, value in QUIET.items():
         os.environ.setdefault(name, value)
-    import ray
-
-    if ray.is_initialized():
-        return
     options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
     address = os.environ.get("RAY_ADDRESS")
     if address:
-        forwarded = {name: os.environ[name] for name in FORWARDED if name in os.environ}
-        options |= {"address": address, "runtime_env": {"env_vars": {**QUIET, **forwarded}}}
+        options["address"] = address
+        if "RAY_JOB_CONFIG_JSON_ENV_VAR" not in os.environ:  # a submitted job has a runtime environment already
+            forwarded = {name: os.environ[name] for name in FORWARDED if name in os.environ}
+            options["runtime_env"] = {"env_vars": {**QUIET, **forwarded}}
     else:
         sweep()
         _temporary.append(tempfile.mkdtemp(prefix=f"{TEMPORARY_PREFIX}{os.getpid()}-"))
+        _require_token(Path(_temporary[-1]))
         options |= {
             "num_cpus": max(MIN_LOCAL_CPUS, os.cpu_count() or 1),
             "object_store_memory": OBJECT_STORE_BYTES,
             "include_dashboard": False,
             "_temp_dir": _temporary[-1],
         }
+    import ray  # reads its settings from the environment once, so not before they are there
+
     handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         ray.init(**options)
@@ -114,6 +120,15 @@ def connect() -> None:
     _silence()
 
 
+def _require_token(folder: Path) -> None:
+    """Close the local Ray to other users of this machine: a token of its own, in a private folder."""
+    if "RAY_AUTH_MODE" not in os.environ:
+        path = folder / "auth_token"
+        with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
+            file.write(secrets.token_hex(32))
+        os.environ.update(RAY_AUTH_MODE="token", RAY_AUTH_TOKEN_PATH=str(path))
+
+
 def _silence() -> None:
     import ray
 
@@ -121,7 +136,7 @@ def _silence() -> None:
     context.enable_progress_bars = False
     context.print_on_execution_start = False
     for name in ("ray", "ray.data", "ray.train"):
-        logging.getLogger(name).setLevel(logging.ERROR)
+        logging.getLogger(name).setLevel(logging.CRITICAL)
 
 
 def sweep() -> None:
@@ -173,13 +188,20 @@ def spread(
             size = min(workers, len(items))
             done = dataset.map(_Worker, fn_kwargs={"work": work}, concurrency=size, **options)
         for row in done.iter_rows():
-            results[row["index"]] = pickle.loads(row["result"])  # noqa: S301 - made by _apply
+            result = pickle.loads(row["result"])  # noqa: S301 - made by _apply
+            if isinstance(result, CodeParrotError):
+                raise result
+            results[row["index"]] = result
             advance(len(results))
     return [results[index] for index in range(len(items))]
 
 
 def _apply(row: dict[str, Any], work: Callable[[Any], Any]) -> dict[str, Any]:
-    return {"index": row["index"], "result": pickle.dumps(work(pickle.loads(row["item"])))}  # noqa: S301
+    try:
+        result = work(pickle.loads(row["item"]))  # noqa: S301 - made by spread
+    except CodeParrotError as error:  # as a value, since Ray Data would lose it among errors of its own
+        result = error
+    return {"index": row["index"], "result": pickle.dumps(result)}
 
 
 class _Worker:
@@ -196,47 +218,35 @@ def unwrapped() -> Iterator[None]:
 
     try:
         yield
-    except (CodeParrotError, KeyboardInterrupt):
-        raise
     except Exception as error:
         ours = find_error(error)
         if ours is not None:
             raise ours from error
         if isinstance(error, ray.exceptions.RayError) or type(error).__module__.startswith("ray."):
-            root = root_cause(error)
-            text = " ".join(str(root).split())[:MAX_SHOWN_ERROR]
-            raise ClusterError(
-                f"Ray gave up ({type(root).__name__}: {text}); run the same command to continue, --debug shows more"
-            ) from error
+            raise ClusterError(f"Ray gave up: {_gist(error)}; run again to continue, --debug shows more") from error
         raise
 
 
 def find_error(error: BaseException) -> CodeParrotError | None:
-    """The first error of ours among an error and what caused it."""
-    for found in _causes(error):
-        if isinstance(found, CodeParrotError) and not hasattr(found, "as_instanceof_cause"):
-            return found
-    return None
-
-
-def root_cause(error: BaseException) -> BaseException:
-    """What an error of Ray began with."""
-    return list(_causes(error))[-1]
-
-
-def _causes(error: BaseException) -> Iterator[BaseException]:
-    """An error, its causes, and the failures of a worker group, nearest first."""
+    """The first error of ours among an error, its causes, and the failures of a worker group."""
     queue: list[BaseException | None] = [error]
     seen: set[int] = set()
     while queue:
         current = queue.pop(0)
-        if current is None or id(current) in seen:
-            continue
-        seen.add(id(current))
-        yield current
-        failures = getattr(current, "worker_failures", None) or {}
-        queue += [getattr(current, "cause", None), getattr(current, "controller_failure", None)]
-        queue += [*failures.values(), current.__cause__]
+        if isinstance(current, CodeParrotError) and not hasattr(current, "as_instanceof_cause"):
+            return current
+        if current is not None and id(current) not in seen:
+            seen.add(id(current))
+            failures = getattr(current, "worker_failures", {})
+            inner = (getattr(current, name, None) for name in ("cause", "controller_failure", "_base_exc", "__cause__"))
+            queue += [*failures.values(), *inner]
+    return None
+
+
+def _gist(error: BaseException) -> str:
+    """The line of an error of Ray that says what happened: the last of its first traceback."""
+    lines = [line.strip() for line in str(error).strip().split("\n\n")[0].splitlines()]
+    return f"{type(error).__name__}: {lines[-1] if lines else ''}"[:MAX_SHOWN_ERROR]
 
 
 def require_room(num_workers: int, resources: Mapping[str, float], timeout_seconds: float) -> None:

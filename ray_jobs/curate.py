@@ -147,7 +147,7 @@ def _write_shard(
             written.files.append(write_file(storage, folder, name, to_parquet(part)))
     rejected = [index for index, reason in enumerate(placement.reasons) if reason is not None]
     samples: dict[str, list[Sample]] = defaultdict(list)
-    for index, row in zip(rejected, table.take(rejected).to_pylist(), strict=True):
+    for index, row in zip(rejected, table.take(pa.array(rejected, pa.int64())).to_pylist(), strict=True):
         reason = str(placement.reasons[index])
         written.tallies["train"].reject(reason, row["size_bytes"])
         text = {

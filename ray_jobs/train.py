@@ -48,9 +48,9 @@ class Mailbox:
 
 def run(work: Work) -> Output:
     """Train, and commit the export that rank 0 wrote."""
+    connect()
     import ray
 
-    connect()
     settings = work.recipe.train
     require_room(settings.num_workers, _worker_resources(work.recipe), settings.placement_timeout_seconds)
     mailbox = ray.remote(num_cpus=0)(Mailbox).remote()

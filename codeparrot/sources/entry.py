@@ -15,7 +15,7 @@ class Entry:
     source: str
     repository: str
     path: str
-    """Within the repository, with `/`; printable UTF-8 whatever the file's name is."""
+    """Within the source, with `/`; printable UTF-8 whatever the file's name is."""
     revision: str | None
     license: str | None
     size_bytes: int

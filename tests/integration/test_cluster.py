@@ -2,6 +2,7 @@
 
 import os
 import re
+import secrets
 import socket
 import subprocess
 import sys
@@ -28,6 +29,11 @@ class Cluster:
 
     gcs: str
     dashboard: str
+    token: Path
+
+    def environment(self) -> dict[str, str]:
+        """By which a client gets in."""
+        return {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(self.token)}
 
 
 def free_ports(count: int) -> list[int]:
@@ -45,9 +51,12 @@ def cluster() -> Iterator[Cluster]:
         command = [RAY, "start", "--head", "--block", "--node-ip-address=127.0.0.1", f"--port={gcs}"]
         command += [f"--dashboard-port={dashboard}", "--dashboard-host=127.0.0.1", "--num-cpus=2"]
         command += [f"--dashboard-agent-listen-port={agent}", f"--temp-dir={folder}", "--object-store-memory=200000000"]
-        head = Process(command, {"RAY_USAGE_STATS_ENABLED": "0"})
+        token = Path(folder) / "auth_token"
+        token.write_text(secrets.token_hex(32))
+        cluster = Cluster(f"127.0.0.1:{gcs}", f"http://127.0.0.1:{dashboard}", token)
+        head = Process(command, {"RAY_USAGE_STATS_ENABLED": "0", **cluster.environment()})
         head.wait_for("Ray runtime started")
-        yield Cluster(f"127.0.0.1:{gcs}", f"http://127.0.0.1:{dashboard}")
+        yield cluster
         head.popen.terminate()
         head.wait()
 
@@ -80,7 +89,8 @@ def test_a_stage_runs_through_ray_job_submit(cluster: Cluster, recipe: Path, s3:
             "--",
             sys.executable,
             *("-m", "ray_jobs.collect", "--config", str(recipe)),
-        ]
+        ],
+        **cluster.environment(),
     )
     assert done.returncode == 0, done.stdout + done.stderr
     assert re.search(r"collect +done", done.stdout)
@@ -92,7 +102,7 @@ def test_a_stage_runs_through_ray_job_submit(cluster: Cluster, recipe: Path, s3:
 
 def test_a_stage_uses_the_cluster_that_ray_address_names(cluster: Cluster, recipe: Path, s3: LocalStore) -> None:
     command = [sys.executable, "-m", "ray_jobs.collect", "--config", str(recipe)]
-    done = run(command, RAY_ADDRESS=cluster.gcs)
+    done = run(command, RAY_ADDRESS=cluster.gcs, **cluster.environment())
     assert done.returncode == 0, done.stdout + done.stderr
     secret = s3.credentials.read_text().split()[-1]
     assert secret not in done.stdout + done.stderr
@@ -105,9 +115,17 @@ def test_a_cluster_without_room_for_four_workers_is_told_what_is_missing(
     values["train"] |= {"resources_per_worker": {"CPU": 1}, "placement_timeout_seconds": 1}
     recipe.write_text(yaml.safe_dump(values))
     for stage in ("collect", "curate", "train_tokenizer", "pack"):
-        done = run([sys.executable, "-m", f"ray_jobs.{stage}", "--config", str(recipe)], RAY_ADDRESS=cluster.gcs)
+        done = run(
+            [sys.executable, "-m", f"ray_jobs.{stage}", "--config", str(recipe)],
+            RAY_ADDRESS=cluster.gcs,
+            **cluster.environment(),
+        )
         assert done.returncode == 0, done.stdout + done.stderr
-    done = run([sys.executable, "-m", "ray_jobs.train", "--config", str(recipe)], RAY_ADDRESS=cluster.gcs)
+    done = run(
+        [sys.executable, "-m", "ray_jobs.train", "--config", str(recipe)],
+        RAY_ADDRESS=cluster.gcs,
+        **cluster.environment(),
+    )
     assert done.returncode == FAILED
     message = "the cluster has room for 2 of 4 workers: each needs 1 CPU, its 1 nodes have 2 CPU"
     assert message in done.stderr, done.stdout + done.stderr

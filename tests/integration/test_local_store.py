@@ -24,7 +24,7 @@ def listeners(pid: int) -> set[str]:
     """The local addresses on which a process listens, as /proc spells them."""
     inodes = set()
     for link in Path(f"/proc/{pid}/fd").iterdir():
-        target = os.readlink(link) if link.is_symlink() else ""
+        target = str(link.readlink()) if link.is_symlink() else ""
         if target.startswith("socket:["):
             inodes.add(target[8:-1])
     found = set()

@@ -65,7 +65,7 @@ def test_pyarrow_reaches_the_same_objects(storage: Storage) -> None:
 
 
 def test_a_missing_object_is_named(storage: Storage) -> None:
-    with pytest.raises(ObjectNotFound, match="s3://codeparrot/.*/nothing does not exist"):
+    with pytest.raises(ObjectNotFound, match=r"s3://codeparrot/.*/nothing does not exist"):
         storage.read("nothing")
 
 
@@ -105,7 +105,7 @@ def test_no_credentials_at_all_say_where_they_are_looked_for(
 
 def test_an_endpoint_that_refuses_is_named(s3: LocalStore, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:1")
-    with pytest.raises(StoreUnreachable, match="http://127.0.0.1:1 does not answer"):
+    with pytest.raises(StoreUnreachable, match=r"http://127\.0\.0\.1:1 does not answer"):
         S3Storage("s3://codeparrot/p", "codeparrot", "p").check()
 
 

@@ -64,3 +64,6 @@ def test_rows_are_spread_evenly_without_repetition(num_rows: int, wanted: int | 
     assert all(0 <= row < num_rows for row in chosen)
     gaps = {after - before for before, after in pairwise(chosen)}
     assert max(gaps, default=1) - min(gaps, default=1) <= 1
+    if chosen:
+        assert chosen[0] == 0
+        assert num_rows - chosen[-1] in (num_rows // len(chosen), -(-num_rows // len(chosen)))

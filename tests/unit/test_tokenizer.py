@@ -128,6 +128,7 @@ def test_ids_of_any_text_are_those_of_the_tokenizers_library(
 def test_any_text_is_decoded_to_itself(encoder: Encoder, text: str) -> None:
     (ids,) = encoded(encoder, [text])
     assert encoder.decode(ids) == text
+    assert encoder.decode_bytes(ids) == text.encode()
 
 
 @given(PIECES.map("".join))
@@ -142,6 +143,7 @@ def test_the_special_token_stands_for_no_text(encoder: Encoder) -> None:
     assert sizes[encoder.eos_token_id] == 0
     assert (np.delete(sizes, encoder.eos_token_id) > 0).all()
     assert encoder.decode([encoder.eos_token_id]) == EOS
+    assert encoder.decode_bytes([encoder.eos_token_id]) == b""
 
 
 @pytest.mark.parametrize("text", [EOS, SPECIAL, EOS * 100, f"a{EOS}b", f" {EOS} "])
