@@ -15,7 +15,7 @@ export PYTHONDONTWRITEBYTECODE :=
 export RAY_USAGE_STATS_ENABLED := 0
 export HF_HUB_OFFLINE := 1
 
-.PHONY: help run test unit lint fmt lock schema bench clean store
+.PHONY: help run test unit lint fmt lock schema clean store
 
 ##@ Use
 help: ## Show this list

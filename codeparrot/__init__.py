@@ -17,12 +17,14 @@ Nothing here imports ray or kubernetes, so every piece runs in a plain test.
     packing         documents to rows, with a ledger that balances
     model           GPT-2 from a local configuration
     optimizer       AdamW and its learning rate
+    precision       fp32, or bf16 where the device computes in it
     dataloader      which rows a step trains on, as a pure function of the step
     checkpoint      a step's whole state, committed at once and verified
     metrics         loss, perplexity, bits per byte, and plain yardsticks
     evaluate        the loss of rows, token-weighted
     train           the loop
     generate        completions
+    plots           the drawings of the report
     report          the page a person looks at
     config          the recipe: all settings of a run in one file
     local_store     the embedded S3 server of a laptop

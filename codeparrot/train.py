@@ -11,7 +11,6 @@ Not covered: FSDP, checkpoints in the background, compile.
 """
 
 import json
-import logging
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
@@ -26,12 +25,11 @@ from codeparrot.errors import CheckpointError, TrainingError
 from codeparrot.evaluate import row_nll, spread
 from codeparrot.model import ModelSettings, build_model, model_config
 from codeparrot.optimizer import OptimizerSettings, build_optimizer, learning_rate
+from codeparrot.precision import autocast, choose_precision
 
 if TYPE_CHECKING:
     import torch
     from torch import nn
-
-logger = logging.getLogger(__name__)
 
 Observe = Callable[[Mapping[str, Any]], None]
 """Receives one mapping per event: {"kind": "step" | "evaluation" | "checkpoint" | ..., "step": ..., ...}."""
@@ -167,29 +165,21 @@ def prepare(job: TrainingJob, world: World, observe: Observe) -> Trainer:
     if world.world_size > 1:
         assert distributed.is_initialized(), "the process group of the ranks must exist before fit()"
         parallel = DistributedDataParallel(model, gradient_as_bucket_view=True)
+        _settle_buckets(parallel, job.rows.tensor([0]).to(world.device))
     precision = choose_precision(job.train.precision, world.device)
     optimizer = build_optimizer(model, job.train)
     return Trainer(job, world, observe, model, parallel, optimizer, precision)
 
 
-def choose_precision(wanted: str, device: str) -> str:
-    """fp32 or bf16. A CPU that only emulates bf16 is 40 to 500 times slower with it: there it is replaced."""
-    import torch
+def _settle_buckets(parallel: "nn.Module", row: "torch.Tensor") -> None:
+    """One backward pass whose gradients are thrown away.
 
-    if device.startswith("cuda"):
-        return "bf16" if wanted != "fp32" and torch.cuda.is_bf16_supported(including_emulation=False) else "fp32"
-    capable = cpu_computes_bf16()
-    if wanted == "bf16" and not capable:
-        logger.warning("train.precision: this CPU has no bf16 arithmetic (avx512_bf16 or AMX); using fp32 instead")
-    return "bf16" if wanted == "bf16" and capable else "fp32"
-
-
-def cpu_computes_bf16() -> bool:
-    """Whether this CPU has instructions for bf16 products."""
-    import torch
-
-    capabilities: Mapping[str, Any] = torch.cpu.get_capabilities()
-    return any(bool(capabilities.get(name)) for name in ("avx512_bf16", "amx_bf16", "bf16"))
+    DDP orders its gradient buckets anew after the first backward pass of a process, and a sum over ranks depends on
+    where in a bucket a gradient lies, in the last bit. Without this, the first step after a restart would differ from
+    the same step of an undisturbed run.
+    """
+    row_nll(parallel, row).sum().backward()  # type: ignore[no-untyped-call]
+    parallel.zero_grad(set_to_none=True)
 
 
 def train_step(trainer: Trainer) -> tuple[float, float]:
@@ -212,7 +202,7 @@ def train_step(trainer: Trainer) -> tuple[float, float]:
     trainer.parallel.train()
     total = torch.zeros((), device=world.device)
     for rows, synchronise in _micro_batches(trainer, mine):
-        with synchronise, _autocast(trainer):
+        with synchronise, autocast(trainer.precision, trainer.world.device):
             loss = row_nll(trainer.parallel, rows).sum() / tokens
             # DDP averages gradients over the ranks; the loss is already divided by the tokens of all of them.
             (loss * world.world_size).backward()  # type: ignore[no-untyped-call]
@@ -244,14 +234,6 @@ def _micro_batches(trainer: Trainer, rows: Any) -> "Iterator[tuple[torch.Tensor,
         yield part, trainer.parallel.no_sync() if waits else nullcontext()  # type: ignore[operator]
 
 
-def _autocast(trainer: Trainer) -> "AbstractContextManager[Any]":
-    import torch
-
-    if trainer.precision == "fp32":
-        return nullcontext()
-    return torch.autocast(trainer.world.device.split(":")[0], dtype=torch.bfloat16)
-
-
 def _mixed_seed(seed: int, step: int, rank: int) -> int:
     return (seed * 1_000_003 + step) * 65_537 + rank
 
@@ -266,7 +248,7 @@ def validation_loss(trainer: Trainer) -> float:
     size = trainer.job.train.micro_batch_size
     total = torch.zeros((), dtype=torch.float64, device=trainer.world.device)
     trainer.model.eval()
-    with torch.no_grad(), _autocast(trainer):
+    with torch.no_grad(), autocast(trainer.precision, trainer.world.device):
         for start in range(0, len(mine), size):
             total += row_nll(trainer.model, rows.tensor(mine[start : start + size]).to(trainer.world.device)).sum()
     if trainer.world.world_size > 1:

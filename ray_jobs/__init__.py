@@ -4,7 +4,9 @@ The only place that imports ray. In the order of the flow:
 
     stage             the frame of every stage: command line, skipping, committing, exit codes
     progress          what a person sees while a stage runs
+    interrupt         SIGINT and SIGTERM: an orderly end
     cluster           Ray itself: connecting, room for workers, work spread with Ray Data
+    tally             documents and bytes, kept and rejected
     collect           sources -> raw documents
     curate            raw -> curated, split documents
     train_tokenizer   curated -> tokenizer
@@ -14,5 +16,6 @@ The only place that imports ray. In the order of the flow:
     generate          a run -> completions
     report            all of them -> one page
     pipeline          all stages in order, as one resumable job
+    clean             what `make clean` does: stop what was started, remove what was made
     local             a laptop's `make run`: the embedded store, then the pipeline
 """

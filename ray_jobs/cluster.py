@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from codeparrot.errors import ClusterError, CodeParrotError
+from ray_jobs.interrupt import check
 from ray_jobs.progress import progress
 
 logger = logging.getLogger(__name__)
@@ -99,7 +100,7 @@ def connect() -> None:
     else:
         sweep()
         _temporary.append(tempfile.mkdtemp(prefix=f"{TEMPORARY_PREFIX}{os.getpid()}-"))
-        _require_token(Path(_temporary[-1]))
+        _keep_to_this_user(Path(_temporary[-1]))
         options |= {
             "num_cpus": max(MIN_LOCAL_CPUS, os.cpu_count() or 1),
             "object_store_memory": OBJECT_STORE_BYTES,
@@ -120,8 +121,11 @@ def connect() -> None:
     _silence()
 
 
-def _require_token(folder: Path) -> None:
-    """Close the local Ray to other users of this machine: a token of its own, in a private folder."""
+def _keep_to_this_user(folder: Path) -> None:
+    """Close the local Ray to other machines and users: loopback only, and a token in a private folder."""
+    # The switch that Ray has for macOS and Windows, where a cluster of one node is all there is: every listener,
+    # that of metrics included, then stays on loopback. Without it they are on all interfaces.
+    os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
     if "RAY_AUTH_MODE" not in os.environ:
         path = folder / "auth_token"
         with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
@@ -192,6 +196,7 @@ def spread(
             if isinstance(result, CodeParrotError):
                 raise result
             results[row["index"]] = result
+            check()
             advance(len(results))
     return [results[index] for index in range(len(items))]
 

@@ -8,16 +8,13 @@ Exit codes: 0 done or up to date, 1 failed, 2 bad configuration, 3 interrupted (
 import argparse
 import logging
 import os
-import signal
 import sys
 import time
 import traceback
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
-from types import FrameType
 from typing import Any, NoReturn
 
 from codeparrot import errors
@@ -33,6 +30,7 @@ from codeparrot.manifest import (
 )
 from codeparrot.storage import Storage, open_storage
 from ray_jobs.cluster import ray_session
+from ray_jobs.interrupt import check, interruptible
 from ray_jobs.progress import configure_logging, duration
 
 logger = logging.getLogger(__name__)
@@ -116,6 +114,7 @@ class Outcome:
 
 def run_stage(stage: Stage, recipe: Recipe, storage: Storage) -> Outcome:
     """Bring the stage's output up to date. Raises CodeParrotError."""
+    check()
     began = time.monotonic()
     inputs = {noun: require_manifest(storage, prefix_of(noun, recipe), MADE_BY[noun]) for noun in stage.inputs}
     digests = {noun: manifest.digest for noun, manifest in inputs.items()}
@@ -130,6 +129,7 @@ def run_stage(stage: Stage, recipe: Recipe, storage: Storage) -> Outcome:
         _announce(attempt, committed)
         attempt.clear(committed)
         files, counts = stage.run(Work(recipe, storage, attempt, inputs, plan))
+        check()
         committed = attempt.commit(files, counts)
     seconds = time.monotonic() - began
     outcome = Outcome(stage.name, status, seconds, committed, stage.summary(committed))
@@ -217,21 +217,3 @@ def guarded(options: argparse.Namespace, action: Callable[[Recipe], object]) -> 
         print(f"error: unexpected {type(error).__name__}: {text}; --debug shows where", file=sys.stderr, flush=True)
         return 1
     return 0
-
-
-@contextmanager
-def interruptible() -> Iterator[None]:
-    """Turn SIGINT and SIGTERM into Interrupted, once; further signals are ignored while things are put away."""
-
-    def interrupt(number: int, _: FrameType | None) -> None:
-        for ignored in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(ignored, signal.SIG_IGN)
-        name = signal.Signals(number).name
-        raise errors.Interrupted(f"stopped by {name}; the same command continues where it was")
-
-    previous = {number: signal.signal(number, interrupt) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield
-    finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)

@@ -21,6 +21,7 @@ from codeparrot.manifest import File, Manifest, write_file
 from codeparrot.storage import Storage, open_storage
 from codeparrot.train import Trainer, TrainingJob, World, fit, metrics_lines
 from ray_jobs.cluster import TRAIN_FOLDER, connect, require_room, unwrapped
+from ray_jobs.interrupt import check
 from ray_jobs.progress import Advance, duration, progress
 from ray_jobs.stage import Output, Stage, Work, main, prefix_of, stage_settings
 
@@ -58,6 +59,7 @@ def run(work: Work) -> Output:
     with unwrapped(), progress("train", settings.max_steps, "steps") as advance, _fitting(work, mailbox) as running:
         while running.is_alive():
             running.join(POLL_SECONDS)
+            check()
             for event in ray.get(mailbox.drain.remote()):
                 _watch(event, events, advance)
     for event in ray.get(mailbox.drain.remote()):
@@ -242,6 +244,7 @@ STAGE = Stage(
     code=(
         "codeparrot.model",
         "codeparrot.optimizer",
+        "codeparrot.precision",
         "codeparrot.dataloader",
         "codeparrot.checkpoint",
         "codeparrot.train",

@@ -6,7 +6,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -139,6 +139,29 @@ def processes_with(marker: str) -> dict[int, str]:
         except OSError:
             continue
     found.pop(os.getpid(), None)
+    return found
+
+
+LISTENING = "0A"  # the state in /proc/net/tcp, include/net/tcp_states.h
+LOOPBACK = {"0100007F", "0000000000000000FFFF00000100007F", "00000000000000000000000001000000"}
+"""127.0.0.1, ::ffff:127.0.0.1 and ::1, as /proc spells them."""
+
+
+def listeners(pids: Iterable[int]) -> set[str]:
+    """The addresses on which these processes listen."""
+    inodes = set()
+    for pid in pids:
+        for link in Path(f"/proc/{pid}/fd").iterdir():
+            target = str(link.readlink()) if link.is_symlink() else ""
+            if target.startswith("socket:["):
+                inodes.add(target[8:-1])
+    found = set()
+    for table in ("tcp", "tcp6"):
+        for line in Path(f"/proc/net/{table}").read_text().splitlines()[1:]:
+            fields = line.split()
+            if fields[3] == LISTENING and fields[9] in inodes:
+                found.add(fields[1].split(":")[0])
+    assert found, "these processes listen nowhere"
     return found
 
 

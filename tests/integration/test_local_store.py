@@ -12,28 +12,11 @@ import pytest
 from codeparrot import local_store
 from codeparrot.local_store import LocalStore
 from ray_jobs import local
-
-LISTENING = "0A"  # the state in /proc/net/tcp, include/net/tcp_states.h
+from tests.integration.conftest import LOOPBACK, listeners
 
 
 def pid_of(state: Path) -> int:
     return int(json.loads((state / "server.json").read_bytes())["pid"])
-
-
-def listeners(pid: int) -> set[str]:
-    """The local addresses on which a process listens, as /proc spells them."""
-    inodes = set()
-    for link in Path(f"/proc/{pid}/fd").iterdir():
-        target = str(link.readlink()) if link.is_symlink() else ""
-        if target.startswith("socket:["):
-            inodes.add(target[8:-1])
-    found = set()
-    for table in ("tcp", "tcp6"):
-        for line in Path(f"/proc/{pid}/net/{table}").read_text().splitlines()[1:]:
-            fields = line.split()
-            if fields[3] == LISTENING and fields[9] in inodes:
-                found.add(fields[1].split(":")[0])
-    return found
 
 
 @pytest.fixture(scope="module")
@@ -45,7 +28,7 @@ def state(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 
 def test_it_listens_on_loopback_only(state: Path) -> None:
-    assert listeners(pid_of(state)) == {"0100007F"}
+    assert listeners([pid_of(state)]) <= LOOPBACK
 
 
 def test_secrets_are_in_private_files_and_nowhere_else(state: Path) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 from codeparrot import local_store
 from codeparrot.storage import sha256_hex
 from ray_jobs.stage import MADE_BY
-from tests.integration.conftest import Machine, micro_recipe, wait_until
+from tests.integration.conftest import LOOPBACK, Machine, listeners, micro_recipe, wait_until
 
 SUCCESS, FAILED, INTERRUPTED = 0, 1, 3
 
@@ -130,9 +130,12 @@ def test_a_killed_run_continues_to_the_same_weights_wherever_it_was_killed(
         assert ours[key] == theirs[key], key
 
 
-def test_a_killed_ray_train_worker_costs_a_restart_and_not_the_result(machine: Machine, undisturbed: Machine) -> None:
+def test_a_killed_worker_costs_a_restart_and_not_the_result_and_all_listeners_are_on_loopback(
+    machine: Machine, undisturbed: Machine
+) -> None:
     process = machine.start()
     process.wait_for("train", "checkpoint in")
+    assert listeners(machine.left_behind()) <= LOOPBACK
     workers = [pid for pid, line in machine.left_behind().items() if "RayTrainWorker" in line]
     assert len(workers) == 4
     os.kill(workers[2], signal.SIGKILL)

@@ -1,6 +1,7 @@
 """Fixtures of the unit tests: a store in a folder, and examples that are the same on every machine."""
 
 import os
+import socket
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -39,3 +40,10 @@ def forbidden_folder() -> Iterator[Path]:
         finally:
             os.setresuid(*users)
             secret.chmod(0o700)
+
+
+@pytest.fixture
+def free_port() -> int:
+    """A port of loopback that nobody uses."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        return int(listener.getsockname()[1])

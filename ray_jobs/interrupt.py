@@ -1,0 +1,49 @@
+"""SIGINT and SIGTERM: the stage ends in order, with exit code 3, and the same command continues.
+
+The signal raises KeyboardInterrupt where the main thread is, which no `except Exception` of a library can swallow.
+Where one is lost all the same (in a destructor or a callback), `check` raises it at the next occasion.
+"""
+
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+
+from codeparrot.errors import Interrupted
+
+SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+_received: list[str] = []
+
+
+@contextmanager
+def interruptible() -> Iterator[None]:
+    """Turn the first signal into Interrupted at the end of this block; further ones are ignored meanwhile."""
+
+    def interrupt(number: int, _: FrameType | None) -> None:
+        for ignored in SIGNALS:
+            signal.signal(ignored, signal.SIG_IGN)
+        _received.append(signal.Signals(number).name)
+        raise KeyboardInterrupt
+
+    previous = {number: signal.signal(number, interrupt) for number in SIGNALS}
+    _received.clear()
+    try:
+        yield
+    except BaseException:
+        if _received:  # whatever came out: the signal is what began it
+            raise Interrupted(_message()) from None
+        raise
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+
+
+def check() -> None:
+    """Raise Interrupted if a signal came whose exception was lost."""
+    if _received:
+        raise Interrupted(_message())
+
+
+def _message() -> str:
+    return f"stopped by {_received[0]}; the same command continues where it was"
