@@ -190,7 +190,7 @@ def train_step(trainer: Trainer) -> tuple[float, float]:
     import torch
 
     job, world, settings = trainer.job, trainer.world, trainer.job.train
-    torch.manual_seed(_mixed_seed(job.seed, trainer.step, world.rank))
+    torch.manual_seed((job.seed * 1_000_003 + trainer.step) * 65_537 + world.rank)
     batch = global_batch(
         trainer.step,
         global_batch_size=settings.global_batch_size,
@@ -234,10 +234,6 @@ def _micro_batches(trainer: Trainer, rows: Any) -> "Iterator[tuple[torch.Tensor,
         yield part, trainer.parallel.no_sync() if waits else nullcontext()  # type: ignore[operator]
 
 
-def _mixed_seed(seed: int, step: int, rank: int) -> int:
-    return (seed * 1_000_003 + step) * 65_537 + rank
-
-
 def validation_loss(trainer: Trainer) -> float:
     """Nats per predicted token over the fixed slice, each row once whatever the number of ranks."""
     import torch
@@ -271,21 +267,25 @@ def record_step(trainer: Trainer, loss: float, norm: float, num_steps: int, seco
 
 
 def record(trainer: Trainer, kind: str, values: Mapping[str, Any]) -> None:
-    """Add an event to the history, and tell who watches. Rank 0 speaks for all."""
+    """Tell who watches, and keep the event in the history."""
     if trainer.world.rank == 0:
-        event = {"kind": kind, "step": trainer.step, "time": time.time(), **values}
-        trainer.history.append(event)
+        trainer.history.append(tell(trainer, kind, {"time": time.time(), **values}))
+
+
+def tell(trainer: Trainer, kind: str, values: Mapping[str, Any]) -> dict[str, Any]:
+    """Tell who watches. Rank 0 speaks for all."""
+    event = {"kind": kind, "step": trainer.step, **values}
+    if trainer.world.rank == 0:
         trainer.observe({**event, "max_steps": trainer.job.train.max_steps})
+    return event
 
 
 def save(trainer: Trainer) -> None:
     """Commit a checkpoint of the current step; rank 0 writes, the others go on to the next step."""
-    if trainer.world.rank:
-        return
-    began = time.perf_counter()
-    uri = trainer.job.checkpoints.save(trainer.step, state_files(trainer))
-    event = {"kind": "checkpoint", "step": trainer.step, "uri": uri, "seconds": time.perf_counter() - began}
-    trainer.observe({**event, "max_steps": trainer.job.train.max_steps})
+    if trainer.world.rank == 0:
+        began = time.perf_counter()
+        uri = trainer.job.checkpoints.save(trainer.step, state_files(trainer))
+        tell(trainer, "checkpoint", {"uri": uri, "seconds": time.perf_counter() - began})
 
 
 def state_files(trainer: Trainer) -> dict[str, bytes]:
@@ -348,12 +348,4 @@ def restore(trainer: Trainer) -> None:
             }
     trainer.step = int(state["step"])
     trainer.history = [json.loads(line) for line in checkpoint.files["metrics.jsonl"].splitlines()]
-    if trainer.world.rank == 0:
-        trainer.observe(
-            {
-                "kind": "resumed",
-                "step": trainer.step,
-                "uri": checkpoint.uri,
-                "max_steps": trainer.job.train.max_steps,
-            }
-        )
+    tell(trainer, "resumed", {"uri": checkpoint.uri})

@@ -1,10 +1,10 @@
 """What a person sees while a stage runs."""
 
 import logging
+import time
 
 import pytest
 
-from ray_jobs import progress as module
 from ray_jobs.progress import Rate, duration, progress, size
 
 
@@ -24,7 +24,7 @@ def test_sizes_are_for_people(num_bytes: float, text: str) -> None:
 
 def test_what_was_done_before_does_not_count_for_the_rate(monkeypatch: pytest.MonkeyPatch) -> None:
     times = iter([100.0, 102.0])
-    monkeypatch.setattr(module.time, "monotonic", lambda: next(times))
+    monkeypatch.setattr(time, "monotonic", lambda: next(times))
     rate = Rate()
     assert rate.update(50) is None
     assert rate.update(54) == 2.0
@@ -34,7 +34,7 @@ def test_plain_lines_have_rate_and_time_left_and_no_control_characters(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     now = [0.0]
-    monkeypatch.setattr(module.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
     with caplog.at_level(logging.INFO), progress("train", 100, "steps") as advance:
         for step in range(0, 50, 10):
             now[0] += 6
