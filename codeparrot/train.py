@@ -342,9 +342,7 @@ def restore(trainer: Trainer) -> None:
         for name, parameter in trainer.model.named_parameters():
             parameter.copy_(weights[name])
             trainer.optimizer.state[parameter] = {
-                # AdamW's step counter stays on the CPU unless the optimizer is fused on a GPU.
-                key: moments[f"{name}:{key}"].to(parameter.device)
-                for key in ("step", "exp_avg", "exp_avg_sq")
+                key: moments[f"{name}:{key}"].to(parameter.device) for key in ("step", "exp_avg", "exp_avg_sq")
             }
     trainer.step = int(state["step"])
     trainer.history = [json.loads(line) for line in checkpoint.files["metrics.jsonl"].splitlines()]

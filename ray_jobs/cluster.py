@@ -166,9 +166,9 @@ def spread(
 ) -> list[Result]:
     """`[work(item) for item in items]`, in this order, by Ray Data on all of the cluster.
 
-    `work` must be a module's function (or a partial of one); it and its results must be picklable and small. With
-    `workers`, that many processes stay alive and do all of it, for work that is expensive to begin. An error of ours
-    in a task is raised here as itself.
+    `work` must be a module's function (or a partial of one); it and its results must be picklable and small. At most
+    `workers` tasks run at once; Ray reuses their processes, so what a process caches in a module serves the next task
+    too. An error of ours in a task is raised here as itself.
     """
     if not items:
         return []
@@ -186,11 +186,7 @@ def spread(
         options["resources"] = needed
     with unwrapped(), progress(stage, len(items), unit) as advance:
         dataset = ray.data.from_items(rows, override_num_blocks=len(rows))
-        if workers is None:
-            done = dataset.map(_apply, fn_kwargs={"work": work}, **options)
-        else:
-            size = min(workers, len(items))
-            done = dataset.map(_Worker, fn_kwargs={"work": work}, concurrency=size, **options)
+        done = dataset.map(_apply, fn_kwargs={"work": work}, concurrency=workers, **options)
         for row in done.iter_rows():
             result = pickle.loads(row["result"])  # noqa: S301 - made by _apply
             if isinstance(result, CodeParrotError):
@@ -207,13 +203,6 @@ def _apply(row: dict[str, Any], work: Callable[[Any], Any]) -> dict[str, Any]:
     except CodeParrotError as error:  # as a value, since Ray Data would lose it among errors of its own
         result = error
     return {"index": row["index"], "result": pickle.dumps(result)}
-
-
-class _Worker:
-    """A process that stays, and with it what `work` caches."""
-
-    def __call__(self, row: dict[str, Any], work: Callable[[Any], Any]) -> dict[str, Any]:
-        return _apply(row, work)
 
 
 @contextmanager

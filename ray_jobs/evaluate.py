@@ -1,6 +1,6 @@
 """A run to its measures on the validation split, beside plain compressors on the same bytes.
 
-Batches are evaluated by Ray Data's actors and summed in the order of the rows, so the figures do not depend on the
+Batches are evaluated by Ray Data's tasks and summed in the order of the rows, so the figures do not depend on the
 number of workers.
 """
 
