@@ -43,7 +43,7 @@ lint: $(VENV)/.test ## ruff, mypy, import-linter
 	@$(VENV)/bin/ruff check .
 	@$(VENV)/bin/ruff format --check .
 	@$(VENV)/bin/mypy
-	@$(VENV)/bin/lint-imports --no-timing
+	@$(VENV)/bin/lint-imports --no-logo
 
 fmt: $(VENV)/.test ## Format the code
 	@$(VENV)/bin/ruff format .
