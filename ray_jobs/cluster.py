@@ -11,6 +11,7 @@ import pickle
 import secrets
 import shutil
 import signal
+import socket
 import sys
 import tempfile
 import threading
@@ -32,6 +33,7 @@ Result = TypeVar("Result")
 OBJECT_STORE_BYTES = 512 * 1024 * 1024  # of a local Ray: it carries summaries only
 MIN_LOCAL_CPUS = 2
 MAX_SHOWN_ERROR = 300
+CONNECT_TIMEOUT_SECONDS = 10.0
 TEMPORARY_PREFIX = "codeparrot-ray-"
 TRAIN_FOLDER = Path(tempfile.gettempdir()) / f"codeparrot-ray-train-{os.getuid()}"
 """Ray Train's own bookkeeping, which no run resumes from."""
@@ -93,6 +95,7 @@ def connect() -> None:
     options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
     address = os.environ.get("RAY_ADDRESS")
     if address:
+        _require_listener(address)
         options["address"] = address
         if "RAY_JOB_CONFIG_JSON_ENV_VAR" not in os.environ:  # a submitted job has a runtime environment already
             forwarded = {name: os.environ[name] for name in FORWARDED if name in os.environ}
@@ -119,6 +122,19 @@ def connect() -> None:
         for number, handler in handlers.items():  # ray.init puts its own in their place
             signal.signal(number, handler)
     _silence()
+
+
+def _require_listener(address: str) -> None:
+    """Raise ClusterError at once if nothing listens at HOST:PORT; ray.init would try for minutes."""
+    host, _, port = address.rpartition("://")[2].rpartition(":")
+    if not port.isdigit():
+        return  # `auto` and the like: Ray knows where
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=CONNECT_TIMEOUT_SECONDS).close()
+    except OSError as error:
+        raise ClusterError(
+            f"cannot use the cluster at RAY_ADDRESS={address}: {error.strerror or error}; start it, or correct the address"
+        ) from error
 
 
 def _keep_to_this_user(folder: Path) -> None:

@@ -30,7 +30,10 @@ def interruptible() -> Iterator[None]:
     _received.clear()
     try:
         yield
-    except BaseException:
+    except BaseException as error:
+        # While ray.init runs, a handler of Ray's own is in place, which exits with the number of the signal.
+        if isinstance(error, SystemExit) and error.code in set(SIGNALS) and not _received:
+            _received.append(signal.Signals(error.code).name)
         if _received:  # whatever came out: the signal is what began it
             raise Interrupted(_message()) from None
         raise

@@ -104,6 +104,7 @@ def _trainer(work: Work, mailbox: Any) -> Any:
     settings = work.recipe.train
     config = {
         "recipe": work.recipe.model_dump(mode="json"),
+        "uri": work.storage.uri,  # absolute, unlike the recipe's may be
         "packed": work.inputs["packed"],
         "tokenizer": work.inputs["tokenizer"],
         "folder": work.attempt.folder,
@@ -135,7 +136,7 @@ def train_worker(config: dict[str, Any]) -> None:
     from ray.train.torch import get_device
 
     recipe = Recipe.model_validate(config["recipe"])
-    storage = open_storage(recipe.storage.uri)
+    storage = open_storage(config["uri"])
     torch.set_num_threads(max(1, int(recipe.train.resources_per_worker.get("CPU", 1))))
     context = ray.train.get_context()
     world = World(context.get_world_rank(), context.get_world_size(), str(get_device()))
