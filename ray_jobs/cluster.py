@@ -133,7 +133,7 @@ def _require_listener(address: str) -> None:
         socket.create_connection((host.strip("[]"), int(port)), timeout=CONNECT_TIMEOUT_SECONDS).close()
     except OSError as error:
         raise ClusterError(
-            f"cannot use the cluster at RAY_ADDRESS={address}: {error.strerror or error}; start it, or correct the address"
+            f"cannot use the cluster at RAY_ADDRESS={address}: {error.strerror or error}; start it or correct it"
         ) from error
 
 
