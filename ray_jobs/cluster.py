@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from codeparrot.errors import ClusterError, CodeParrotError
-from ray_jobs.interrupt import check
+from ray_jobs.interrupt import SIGNALS, check
 from ray_jobs.progress import progress
 
 logger = logging.getLogger(__name__)
@@ -112,7 +112,7 @@ def connect() -> None:
         }
     import ray  # reads its settings from the environment once, so not before they are there
 
-    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    handlers = {number: signal.getsignal(number) for number in SIGNALS}
     try:
         ray.init(**options)
     except (ConnectionError, RuntimeError, ValueError, OSError, TimeoutError) as error:

@@ -5,10 +5,10 @@ number of workers.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from codeparrot.dataloader import PackedRows
 from codeparrot.evaluate import row_nll
@@ -23,6 +23,8 @@ from ray_jobs.stage import Output, Stage, Work, main, stage_settings
 
 if TYPE_CHECKING:
     import transformers
+
+Kept = TypeVar("Kept")
 
 EXPORT = "export/"
 YARDSTICK_BYTES = 64_000_000  # xz -9 sees no further back than its dictionary of 64 MiB
@@ -59,25 +61,32 @@ def evaluate_rows(indices: Sequence[int], *, uri: str, packed: Manifest, trained
     """Summed negative log-likelihood of each of these rows, in nats."""
     import torch
 
-    storage = open_storage(uri)
-    rows = PackedRows(storage, packed, "validation")
+    rows = _once("rows", uri, packed, lambda: PackedRows(open_storage(uri), packed, "validation"))
     with torch.inference_mode():
         return [float(nll) for nll in row_nll(exported_model(uri, trained), rows.tensor(indices))]
 
 
-_loaded: "dict[tuple[str, str], transformers.PreTrainedModel]" = {}
-"""The model of this process, by where its files lie."""
-
-
 def exported_model(uri: str, trained: Manifest) -> "transformers.PreTrainedModel":
     """The model of a run, loaded once per process."""
-    key = (uri, trained.folder)
-    if key not in _loaded:
+
+    def load() -> "transformers.PreTrainedModel":
         storage = open_storage(uri)
-        files = {name.removeprefix(EXPORT): trained.read(storage, name) for name in trained.names(EXPORT)}
-        _loaded.clear()
-        _loaded[key] = load_model(files)
-    return _loaded[key]
+        return load_model({name.removeprefix(EXPORT): trained.read(storage, name) for name in trained.names(EXPORT)})
+
+    return _once("model", uri, trained, load)
+
+
+_kept: dict[str, tuple[tuple[str, str], Any]] = {}
+"""What this process has opened, by kind: where it lies, and the thing itself. One of each kind at most."""
+
+
+def _once(kind: str, uri: str, manifest: Manifest, load: Callable[[], Kept]) -> Kept:
+    key = (uri, manifest.folder)
+    if kind not in _kept or _kept[kind][0] != key:
+        _kept.pop(kind, None)
+        _kept[kind] = (key, load())
+    kept: Kept = _kept[kind][1]
+    return kept
 
 
 def text_of(rows: PackedRows, chosen: Sequence[int], encoder: Encoder) -> bytes:

@@ -27,7 +27,6 @@ def interruptible() -> Iterator[None]:
         raise KeyboardInterrupt
 
     previous = {number: signal.signal(number, interrupt) for number in SIGNALS}
-    _received.clear()
     try:
         yield
     except BaseException as error:
@@ -38,6 +37,7 @@ def interruptible() -> Iterator[None]:
             raise Interrupted(_message()) from None
         raise
     finally:
+        _received.clear()
         for number, handler in previous.items():
             signal.signal(number, handler)
 

@@ -19,6 +19,7 @@ from codeparrot import local_store
 from codeparrot.config import load_recipe
 from codeparrot.errors import CodeParrotError, ConfigError
 from codeparrot.storage import endpoint_url, parse_uri
+from ray_jobs.interrupt import SIGNALS
 from ray_jobs.stage import MADE_BY, parse, state_folder
 
 STAGES = ("pipeline", *MADE_BY.values())
@@ -103,7 +104,7 @@ def _run(stage: str, arguments: list[str], environment: Mapping[str, str]) -> in
         if number == signal.SIGTERM or os.getpgid(process.pid) != os.getpgrp():
             process.send_signal(number)
 
-    for number in (signal.SIGINT, signal.SIGTERM):
+    for number in SIGNALS:
         signal.signal(number, forward)
     code = process.wait()
     if code < 0:

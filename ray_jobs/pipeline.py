@@ -13,7 +13,7 @@ from rich.table import Table
 
 from codeparrot.config import Recipe
 from codeparrot.manifest import Manifest
-from codeparrot.storage import Storage
+from codeparrot.storage import LocalStorage, Storage
 from ray_jobs import report
 from ray_jobs.progress import console, duration
 from ray_jobs.stage import Outcome, command, prefix_of, run_stage, state_folder
@@ -27,12 +27,13 @@ def run_pipeline(recipe: Recipe, storage: Storage) -> None:
     manifests = {stage.makes: outcome.manifest for stage, outcome in zip(STAGES, outcomes, strict=True)}
     folder = state_folder() / "runs" / recipe.run_name
     pairs = json.loads(manifests["completions"].read(storage, "completions.json"))
-    copy_export(storage, manifests["run"], folder / "export")
+    local = LocalStorage(str(folder))
+    copy_export(storage, manifests["run"], local)
     values = summary(recipe, storage, outcomes, manifests, pairs, folder / "export")
     text = json.dumps(values, indent=2, ensure_ascii=False).encode()
-    _write(folder / "summary.json", text)
+    local.write("summary.json", text)
     storage.write(f"{prefix_of('run', recipe)}/summary.json", text)
-    _write(folder / report.PAGE, manifests["report"].read(storage, report.PAGE))
+    local.write(report.PAGE, manifests["report"].read(storage, report.PAGE))
     show(outcomes, pairs)
     console.print(f"\nsummary  {escape(str(folder / 'summary.json'))}\nreport   {escape(str(folder / report.PAGE))}")
 
@@ -68,22 +69,14 @@ def summary(
     }
 
 
-def copy_export(storage: Storage, run: Manifest, folder: Path) -> None:
+def copy_export(storage: Storage, run: Manifest, local: Storage) -> None:
     """The exported model on this machine, unless it is there already."""
+    have = dict(local.list("export/"))
     for name in run.names("export/"):
-        target = folder / name.removeprefix("export/")
-        stamp = target.with_name(f".{target.name}.sha256")
-        digest = run.file(name).sha256
-        if not (target.exists() and stamp.exists() and stamp.read_text() == digest):
-            _write(target, run.read(storage, name))
-            _write(stamp, digest.encode())
-
-
-def _write(path: Path, data: bytes) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f"{path.name}.tmp")
-    temporary.write_bytes(data)
-    temporary.replace(path)
+        stamp, digest = f"export/.{name.removeprefix('export/')}.sha256", run.file(name).sha256.encode()
+        if not (name in have and stamp in have and local.read(stamp) == digest):
+            local.write(name, run.read(storage, name))
+            local.write(stamp, digest)
 
 
 def show(outcomes: list[Outcome], completions: list[dict[str, str]]) -> None:

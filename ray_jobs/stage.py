@@ -57,9 +57,8 @@ def state_folder() -> Path:
 def prefix_of(noun: str, recipe: Recipe) -> str:
     """Where a noun lies, relative to the base of the storage."""
     run = f"runs/{recipe.run_name}"
-    return {"run": run, "evaluation": f"{run}/evaluation", "completions": f"{run}/completions"}.get(
-        noun, f"{run}/report" if noun == "report" else noun
-    )
+    of_a_run = {noun: f"{run}/{noun}" for noun in ("evaluation", "completions", "report")}
+    return {"run": run, **of_a_run}.get(noun, noun)
 
 
 @dataclass(frozen=True)
