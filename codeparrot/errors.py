@@ -28,6 +28,8 @@ class CodeParrotError(Exception):
     """The root: everything that is reported to a person without a traceback."""
 
     exit_code = 1
+    kind = "error"
+    """How the line that reports it begins."""
 
 
 class ConfigError(CodeParrotError):
@@ -40,6 +42,7 @@ class Interrupted(CodeParrotError):
     """A signal ended the stage; what it had committed stays valid."""
 
     exit_code = 3
+    kind = "interrupted"
 
 
 class StorageError(CodeParrotError):

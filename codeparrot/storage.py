@@ -303,7 +303,8 @@ class S3Storage:
             return AccessDenied(f"{where}: {self.endpoint} refused the credentials ({code}: {message})")
         if status == 507 or "no space" in message.lower() or "no writable volumes" in message.lower():
             return StoreFull(f"no space left to write {where} ({code}: {message}); free some and run again")
-        return StorageError(f"{where}: {self.endpoint} answered {status} {code}: {message}")
+        hint = "; is its disk full? Its log says more" if status == 500 else ""
+        return StorageError(f"{where}: {self.endpoint} answered {status} {code}: {message}{hint}")
 
 
 def endpoint_url() -> str | None:

@@ -9,6 +9,7 @@ used; if the server's wheel does not exist for this platform, a local directory 
 import contextlib
 import fcntl
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -17,12 +18,15 @@ from pathlib import Path
 
 from codeparrot import local_store
 from codeparrot.config import load_recipe
-from codeparrot.errors import CodeParrotError, ConfigError
+from codeparrot.errors import CodeParrotError, ConfigError, Interrupted, StoreFull
 from codeparrot.storage import endpoint_url, parse_uri
-from ray_jobs.interrupt import SIGNALS
+from ray_jobs.interrupt import SIGNALS, interruptible
+from ray_jobs.progress import size
 from ray_jobs.stage import MADE_BY, parse, state_folder
 
 STAGES = ("pipeline", *MADE_BY.values())
+LITTLE_BYTES = 64_000_000
+"""With less space than this left, a full disk is the likely cause of a failure: stores say `internal error`."""
 
 
 def main() -> int:
@@ -38,11 +42,15 @@ def main() -> int:
         recipe = load_recipe(options.config, options.overrides)
         if options.dry_run:
             return _run(stage, arguments, {})
-        with _only_one(state), _store(state, recipe.storage.uri) as (environment, overrides):
+        with interruptible(), _only_one(state), _store(state, recipe.storage.uri) as (environment, overrides):
             environment = {"CODEPARROT_CACHE": str(state / "cache"), "CODEPARROT_STATE": str(state), **environment}
-            return _run(stage, [*arguments, *overrides], environment)
+            code = _run(stage, [*arguments, *overrides], environment)
+            free = shutil.disk_usage(state).free
+            if code == CodeParrotError.exit_code and free < LITTLE_BYTES:
+                raise StoreFull(f"the disk of {state} is full ({size(free)} left); free some and run again to continue")
+            return code
     except CodeParrotError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"{error.kind}: {error}", file=sys.stderr)
         return error.exit_code
 
 
@@ -104,9 +112,12 @@ def _run(stage: str, arguments: list[str], environment: Mapping[str, str]) -> in
         if number == signal.SIGTERM or os.getpgid(process.pid) != os.getpgrp():
             process.send_signal(number)
 
-    for number in SIGNALS:
-        signal.signal(number, forward)
+    previous = {number: signal.signal(number, forward) for number in SIGNALS}
     code = process.wait()
+    for number, handler in previous.items():
+        signal.signal(number, handler)
+    if -code in SIGNALS:  # before it could handle them
+        raise Interrupted(f"stopped by {signal.Signals(-code).name}; the same command continues where it was")
     if code < 0:
         print(f"error: {stage} was killed by {signal.Signals(-code).name}; run the same command to continue")
         return 1

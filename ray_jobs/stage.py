@@ -206,8 +206,7 @@ def guarded(options: argparse.Namespace, action: Callable[[Recipe], object]) -> 
     except errors.CodeParrotError as error:
         if options.debug:
             traceback.print_exc()
-        interrupted = isinstance(error, errors.Interrupted)
-        print(f"{'interrupted' if interrupted else 'error'}: {error}", file=sys.stderr, flush=True)
+        print(f"{error.kind}: {error}", file=sys.stderr, flush=True)
         return error.exit_code
     except Exception as error:  # noqa: BLE001 - the last line of defence for a person at a terminal
         if options.debug:
