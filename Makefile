@@ -30,7 +30,7 @@ store: $(VENV)/.run ## The embedded object store alone, in the foreground
 
 clean: ## Stop what the project started and remove what it made (not the virtual environment)
 	@if [ -x $(PY) ]; then $(PY) -m ray_jobs.clean; fi
-	@rm -rf .codeparrot .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	@rm -rf .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
 
 ##@ Work on it
 test: $(VENV)/.test lint ## Lint, type-check, and run the unit and integration tests

@@ -1,128 +1,251 @@
 """Checkpoints: a step's whole state, committed at once, verified when loaded.
 
     runs/tiny/checkpoints/step-00000120/manifest.json
-    runs/tiny/checkpoints/step-00000120/data/9b1c.../model.safetensors, optimizer.safetensors,
-                                                     train_state.json, metrics.jsonl
+    runs/tiny/checkpoints/step-00000120/data/9b1c...-00000007/model-00000-of-00004.safetensors,
+                                                              optimizer-00000-of-00004.safetensors, ...,
+                                                              train_state.json, metrics.jsonl
 
-A checkpoint is an output like any other (`codeparrot.manifest`): files first, the manifest with their hashes
-last. Its fingerprint names the training that it belongs to (settings that shape the result, and the data), so
-that a run whose settings changed never resumes from the wrong one. There are no random states to keep: every
-random choice is keyed by (seed, step, rank).
+Every rank writes its part and then a list of it; when all lists are there, rank 0 writes the manifest with the hashes
+of all files. Before that, no reader looks at them. The manifest names the training that a checkpoint belongs to
+(settings that shape the result, data, code), so that a run never resumes from the wrong one. There are no random
+states to keep: every random choice is keyed by (seed, step, rank).
+
+The folder carries the token of the attempt that writes it (`codeparrot.lease`): attempts never mix their files, and
+each removes only what earlier ones left.
 """
 
+import json
 import logging
 import re
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from codeparrot.errors import CheckpointError, ManifestError, ObjectNotFound
-from codeparrot.manifest import MANIFEST, Attempt, Manifest, load_manifest
+from codeparrot.errors import CheckpointError, ManifestError, ObjectNotFound, PreconditionFailed
+from codeparrot.manifest import MANIFEST, Attempt, File, Manifest, load_manifest
 from codeparrot.storage import Storage
 
 logger = logging.getLogger(__name__)
 
-STEP = re.compile(r"step-(\d{8,})/(.+)")
+STORED = re.compile(r"step-(\d{8,})/(?:data/([^/]+)/)?(.+)")
+FIRST_TOKEN = "0" * 8
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A committed checkpoint and its verified bytes."""
+    """A committed checkpoint; its files are verified as they are read."""
 
     step: int
     uri: str
-    files: Mapping[str, bytes]
+    manifest: Manifest
+    storage: Storage
+
+    def read(self, name: str) -> bytes:
+        """One file. Raises ManifestError if it is damaged."""
+        return self.manifest.read(self.storage, name)
+
+    def tensors(self, kind: str) -> "Iterator[tuple[str, Any]]":
+        """(name, tensor) of all parts of a kind: `model` or `optimizer`."""
+        for name in self.manifest.names(f"{kind}-"):
+            yield from unpack_tensors(self.read(name)).items()
 
 
+@dataclass(frozen=True)
+class Identity:
+    """What a checkpoint must share with a run that resumes from it."""
+
+    settings: Mapping[str, Any]
+    inputs: Mapping[str, str]
+    code: str = ""
+    any_code: bool = False
+    """Whether a checkpoint made by another version of the code will do."""
+
+    def owns(self, manifest: Manifest) -> bool:
+        """Whether the checkpoint belongs to this training."""
+        return self.is_alike(manifest) and (self.any_code or manifest.code == self.code)
+
+    def is_alike(self, manifest: Manifest) -> bool:
+        """Whether it would, but for the version of the code."""
+        return (manifest.settings, manifest.inputs) == (self.settings, self.inputs)
+
+
+@dataclass
 class CheckpointStore:
-    """The checkpoints of one run."""
+    """The checkpoints of one run, as one attempt at it sees them."""
 
-    def __init__(
-        self,
-        storage: Storage,
-        run_prefix: str,
-        *,
-        settings: Mapping[str, Any],
-        inputs: Mapping[str, str],
-        num_to_keep: int,
-    ) -> None:
-        """`settings` and `inputs` identify the training; checkpoints of another are ignored, then replaced."""
-        self._storage = storage
-        self._prefix = f"{run_prefix}/checkpoints"
-        self._settings = settings
-        self._inputs = inputs
-        self._num_to_keep = num_to_keep
+    storage: Storage
+    run_prefix: str
+    identity: Identity
+    num_to_keep: int = 2
+    keep_every_steps: int | None = None
+    """Checkpoints of steps that are a multiple of this stay for ever."""
+    token: str = FIRST_TOKEN
+    """Of this attempt; later ones have a higher one."""
+    _damaged: set[int] = field(default_factory=set)
 
-    def _attempt(self, step: int) -> Attempt:
-        prefix = f"{self._prefix}/step-{step:08d}"
-        return Attempt(self._storage, "checkpoint", prefix, self._settings, self._inputs, code="")
+    @property
+    def prefix(self) -> str:
+        """Where the checkpoints lie, relative to the base of the storage."""
+        return f"{self.run_prefix}/checkpoints"
+
+    def prefix_of(self, step: int) -> str:
+        """Where the checkpoint of a step lies, relative to the base of the storage."""
+        return f"{self.prefix}/step-{step:08d}"
 
     def uri(self, step: int) -> str:
         """Where the checkpoint of a step lies."""
-        return f"{self._storage.uri}/{self._prefix}/step-{step:08d}"
+        return f"{self.storage.uri}/{self.prefix_of(step)}"
 
     def steps(self) -> list[int]:
         """The steps of all committed checkpoints, whichever training they belong to, ascending."""
-        return [step for step, committed in self._stored().items() if committed]
+        return sorted(step for step, _, name in self._stored() if name == MANIFEST)
 
-    def _stored(self) -> dict[int, bool]:
-        """Every step of which anything is stored, ascending, and whether it is committed."""
-        found: dict[int, bool] = {}
-        for path, _ in self._storage.list(f"{self._prefix}/"):
-            match = STEP.fullmatch(path.removeprefix(f"{self._prefix}/"))
-            if match:
-                step = int(match[1])
-                found[step] = found.get(step, False) or match[2] == MANIFEST
-        return dict(sorted(found.items()))
-
-    def save(self, step: int, files: Mapping[str, bytes]) -> str:
-        """Commit a checkpoint and remove those that it makes superfluous; returns its URI."""
+    def write_part(self, step: int, rank: int, files: Mapping[str, bytes]) -> None:
+        """Write one rank's files, and their list last."""
         attempt = self._attempt(step)
-        attempt.commit([attempt.write(name, data) for name, data in files.items()], {"step": step})
-        self._prune(step)
+        entries = [asdict(attempt.write(name, data)) for name, data in files.items()]
+        attempt.write(_part(rank), json.dumps(entries).encode())
+
+    def parts(self, step: int, world_size: int) -> list[File] | None:
+        """The files of all ranks, or None as long as a list is missing."""
+        folder = self._attempt(step).folder
+        try:
+            lists = [json.loads(self.storage.read(f"{folder}/{_part(rank)}")) for rank in range(world_size)]
+        except ObjectNotFound:
+            return None
+        return [File(**entry) for entries in lists for entry in entries]
+
+    def commit(self, step: int, files: Collection[File]) -> str:
+        """Make the checkpoint valid; returns its URI.
+
+        Raises CheckpointError if a file is gone, or if another attempt has just committed other content.
+        """
+        attempt = self._attempt(step)
+        manifest = attempt.manifest(files, {"step": step})
+        missing = manifest.missing(self.storage)
+        if missing:
+            raise CheckpointError(f"{self.storage.uri}/{attempt.folder}: {missing[0]} is gone; nothing was committed")
+        path = f"{attempt.prefix}/{MANIFEST}"
+        try:
+            _, tag = self.storage.read_tagged(path)
+        except ObjectNotFound:
+            tag = None
+        try:
+            self.storage.write(path, manifest.to_json(), only_if_absent=tag is None, if_match=tag)
+        except PreconditionFailed as error:
+            there = load_manifest(self.storage, attempt.prefix)
+            if there is None or there.digest != manifest.digest:
+                raise CheckpointError(f"{self.uri(step)}: another attempt has committed it meanwhile") from error
+        self._damaged.discard(step)
         return self.uri(step)
 
     def latest(self) -> Checkpoint | None:
         """The newest intact checkpoint of this training, or None. Damaged ones are reported and passed over."""
         for step in reversed(self.steps()):
             try:
-                manifest = self._own(step)
-                if manifest is not None:
-                    files = {file.name: manifest.read(self._storage, file.name) for file in manifest.files}
-                    return Checkpoint(step, self.uri(step), files)
+                manifest = load_manifest(self.storage, self.prefix_of(step))
+                if manifest is None or not self.identity.is_alike(manifest):
+                    continue
+                if not self.identity.owns(manifest):
+                    logger.warning(
+                        "checkpoint of step %d was made by another version of the code and is passed over; "
+                        "train.any_code_version=true would continue from it",
+                        step,
+                    )
+                    continue
+                for name in manifest.names():
+                    manifest.read(self.storage, name)
+                return Checkpoint(step, self.uri(step), manifest, self.storage)
             except (ManifestError, ObjectNotFound) as error:
+                self._damaged.add(step)
                 logger.warning("checkpoint of step %d is damaged (%s); trying the one before", step, error)
         return None
 
-    def _own(self, step: int) -> Manifest | None:
-        """The manifest of a step, if it belongs to this training."""
-        attempt = self._attempt(step)
-        manifest = load_manifest(self._storage, attempt.prefix)
-        return manifest if attempt.up_to_date(manifest) else None
+    def load(self, step: int) -> Checkpoint | None:
+        """The committed checkpoint of a step, if it belongs to this training. Its files are not read yet."""
+        manifest = load_manifest(self.storage, self.prefix_of(step))
+        if manifest is None or not self.identity.owns(manifest):
+            return None
+        return Checkpoint(step, self.uri(step), manifest, self.storage)
 
-    def _prune(self, saved: int) -> None:
-        """Remove other trainings' checkpoints, and what is older than the newest `num_to_keep` up to `saved`.
+    def prune(self, saved: int) -> None:
+        """After the commit of step `saved`: remove what it makes superfluous, and what dead attempts left.
 
-        Own ones of a later step stay and do not count: `latest` passed them over, so they are damaged.
+        Of this training, the newest `num_to_keep` up to `saved` stay, and every `keep_every_steps`th. Damaged ones do
+        not count and go. Those of other trainings stay (`remove_others`).
         """
-        own = []
-        for step, committed in self._stored().items():
-            try:
-                mine = self._own(step) is not None
-            except ManifestError:
-                mine = False
-            if mine and step <= saved:
-                own.append(step)
-            elif not mine and (committed or step < saved):
-                self._remove(step)
-        for step in own[: -self._num_to_keep]:
+        stored = list(self._stored())
+        committed = {step for step, _, name in stored if name == MANIFEST}
+        own = sorted(step for step in committed if step <= saved and self._is_own(step))
+        doomed = set(own[: -self.num_to_keep])
+        if self.keep_every_steps:
+            doomed = {step for step in doomed if step % self.keep_every_steps}
+        for step in sorted(doomed | (self._damaged & committed)):
             self._remove(step)
+        here = load_manifest(self.storage, self.prefix_of(saved))
+        named = {f"{here.folder}/{file.name}" for file in here.files} if here else set()
+        rubbish = [
+            path
+            for step, folder, name in stored
+            if folder and (path := f"{self.prefix_of(step)}/data/{folder}/{name}") not in named
+            if (step not in committed or step == saved)
+            and (folder.rpartition("-")[2] < self.token or (folder.endswith(f"-{self.token}") and step <= saved))
+        ]
+        self.storage.delete(rubbish)
+
+    def remove_others(self) -> None:
+        """Remove the checkpoints of other trainings: the run that replaces theirs is complete."""
+        for step in self.steps():
+            if not self._is_own(step):
+                self._remove(step)
+
+    def _stored(self) -> Iterator[tuple[int, str | None, str]]:
+        """(step, folder of the attempt, name) of every object."""
+        for path, _ in self.storage.list(f"{self.prefix}/"):
+            match = STORED.fullmatch(path.removeprefix(f"{self.prefix}/"))
+            if match:
+                yield int(match[1]), match[2], match[3]
+
+    def _is_own(self, step: int) -> bool:
+        try:
+            return self.load(step) is not None
+        except ManifestError:
+            return False
+
+    def _attempt(self, step: int) -> Attempt:
+        identity = self.identity
+        return Attempt(
+            self.storage,
+            "checkpoint",
+            self.prefix_of(step),
+            identity.settings,
+            identity.inputs,
+            identity.code,
+            suffix=self.token,
+        )
 
     def _remove(self, step: int) -> None:
         """The manifest first, so that nothing half-deleted is ever read."""
-        prefix = f"{self._prefix}/step-{step:08d}"
-        self._storage.delete([f"{prefix}/{MANIFEST}"])
-        self._storage.delete([path for path, _ in self._storage.list(f"{prefix}/")])
+        self.storage.delete([f"{self.prefix_of(step)}/{MANIFEST}"])
+        self.storage.delete([path for path, _ in self.storage.list(f"{self.prefix_of(step)}/")])
+
+
+def _part(rank: int) -> str:
+    return f"part-{rank:05d}.json"
+
+
+def shares(sizes: Mapping[str, int], world_size: int) -> list[list[str]]:
+    """The names dealt to the ranks so that each has about as much: largest first, to whoever has least.
+
+    Graham, "Bounds on multiprocessing timing anomalies" (1969).
+    """
+    dealt: list[list[str]] = [[] for _ in range(world_size)]
+    loads = [0] * world_size
+    for name in sorted(sizes, key=lambda name: (-sizes[name], name)):
+        least = loads.index(min(loads))
+        dealt[least].append(name)
+        loads[least] += sizes[name]
+    return dealt
 
 
 def pack_tensors(tensors: Mapping[str, Any]) -> bytes:

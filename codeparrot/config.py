@@ -19,7 +19,7 @@ from codeparrot.sources import CollectSettings
 from codeparrot.splits import CurateSettings
 from codeparrot.storage import StorageSettings
 from codeparrot.tokenizer import TokenizerSettings
-from codeparrot.train import TrainSettings
+from codeparrot.training_job import TrainSettings
 
 MAX_NAME_LENGTH = 40  # a RayJob's name, made from it, may have 47 characters
 
@@ -40,6 +40,12 @@ class Recipe(Settings):
     train: TrainSettings
     evaluate: EvaluateSettings
     generate: GenerateSettings
+
+    def prefix_of(self, noun: str) -> str:
+        """Where a noun of the flow lies, relative to the base of the storage."""
+        run = f"runs/{self.run_name}"
+        of_a_run = {noun: f"{run}/{noun}" for noun in ("evaluation", "completions", "report")}
+        return {"run": run, **of_a_run}.get(noun, noun)
 
     @model_validator(mode="after")
     def _fits_together(self) -> "Recipe":
@@ -103,7 +109,7 @@ _Loader.add_constructor("tag:yaml.org,2002:str", _number)
 def _yaml(text: str, where: str) -> Any:
     try:
         return yaml.load(text, Loader=_Loader)  # noqa: S506 - a subclass of SafeLoader
-    except (yaml.YAMLError, TypeError) as error:
+    except (yaml.YAMLError, TypeError, ValueError) as error:  # ValueError: a date such as 2024-13-45
         raise ConfigError(f"{where}: not valid YAML: {' '.join(str(error).split())}") from error
 
 

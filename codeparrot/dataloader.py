@@ -1,114 +1,88 @@
-"""Which rows a step trains on, and where they come from.
+"""Packed rows by number, through a bounded cache of shards on the local disk.
 
-Position p of the stream (row i of step s is p = s * global_batch_size + i) is row perm(seed, epoch)(p mod n) of
-epoch p div n: a pure function, so the data position of a run is one integer, every row comes exactly once per
-epoch, resuming costs O(1), and the number of workers changes nothing. Batches run over the border of an epoch.
-
-The permutation is a Feistel network over the next power of four, walked until it lands in range (Black and
-Rogaway, "Ciphers with Arbitrary Finite Domains", 2002, section 3): O(1) memory for any number of rows.
+Shards are fetched ahead of their use by a thread, verified against their hash, and memory-mapped. The cache is shared
+by the processes of a machine and keyed by hash, so it never holds the wrong bytes: a damaged file is fetched again.
+On a full disk the shards stay in memory.
 """
 
-import hashlib
+import contextlib
+import errno
+import fcntl
+import io
+import logging
 import os
+import re
 import tempfile
-from collections.abc import Sequence
-from functools import lru_cache
+import threading
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
+from codeparrot.data_order import DataOrder
 from codeparrot.errors import EmptyCorpusError, ManifestError
-from codeparrot.manifest import Manifest
-from codeparrot.storage import Storage, sha256_hex
+from codeparrot.manifest import File, Manifest
+from codeparrot.storage import NO_SPACE, Storage, persist, sha256_hex
 
 if TYPE_CHECKING:
     import torch
 
-NUM_ROUNDS = 6
-UInt64 = npt.NDArray[np.uint64]
+logger = logging.getLogger(__name__)
 
-
-def permute(indices: UInt64, num_rows: int, *, seed: int, epoch: int) -> UInt64:
-    """The images of `indices` (each < num_rows) under the permutation of this epoch: shape of `indices`."""
-    half = np.uint64(max(1, (max(1, num_rows - 1).bit_length() + 1) // 2))
-    mask = np.uint64((1 << int(half)) - 1)
-    keys = _round_keys(seed, epoch)
-    values = _feistel(indices.astype(np.uint64), half, mask, keys)
-    outside = values >= num_rows
-    while outside.any():
-        values[outside] = _feistel(values[outside], half, mask, keys)
-        outside = values >= num_rows
-    return values
-
-
-def _feistel(values: UInt64, half: np.uint64, mask: np.uint64, keys: UInt64) -> UInt64:
-    left, right = values >> half, values & mask
-    for key in keys:
-        left, right = right, left ^ (_mix(right ^ key) & mask)
-    return (left << half) | right
-
-
-def _mix(values: UInt64) -> UInt64:
-    """The finaliser of SplitMix64 (Steele et al., 2014)."""
-    with np.errstate(over="ignore"):
-        values = (values ^ (values >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-        values = (values ^ (values >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-        return values ^ (values >> np.uint64(31))
-
-
-@lru_cache(maxsize=8)
-def _round_keys(seed: int, epoch: int) -> UInt64:
-    digest = hashlib.blake2b(f"{seed}\0{epoch}".encode(), digest_size=8 * NUM_ROUNDS).digest()
-    return np.frombuffer(digest, dtype="<u8").astype(np.uint64)
-
-
-def global_batch(step: int, *, global_batch_size: int, num_rows: int, seed: int) -> npt.NDArray[np.int64]:
-    """The row numbers of one step, in order: shape (global_batch_size,)."""
-    first = step * global_batch_size
-    positions = np.arange(first, first + global_batch_size, dtype=np.uint64)
-    rows = np.empty(global_batch_size, dtype=np.int64)
-    epochs = positions // np.uint64(num_rows)
-    for epoch in np.unique(epochs):
-        here = epochs == epoch
-        rows[here] = permute(positions[here] % np.uint64(num_rows), num_rows, seed=seed, epoch=int(epoch))
-    return rows
-
-
-def rank_rows(batch: npt.NDArray[np.int64], rank: int, world_size: int) -> npt.NDArray[np.int64]:
-    """The rows of a batch that one rank trains on: every world_size-th, so that ranks together see all."""
-    return batch[rank::world_size]
+CACHED = re.compile(r"[0-9a-f]{64}\.(npy|lock)")
+TEMPORARY = ".codeparrot-tmp"
+RETRY_SECONDS = 600.0
+CACHE_BYTES = 10_000_000_000
 
 
 class PackedRows:
-    """One split of a packed corpus, rows by number.
+    """One split of a packed corpus, rows by number."""
 
-    Shards are fetched when first used into a local cache, verified against their hash, and memory-mapped. The
-    cache is shared by the processes of a machine and keyed by hash, so it never holds the wrong bytes.
-    """
-
-    def __init__(self, storage: Storage, manifest: Manifest, split: str, cache: Path | None = None) -> None:
+    def __init__(
+        self,
+        storage: Storage,
+        manifest: Manifest,
+        split: str,
+        cache: Path | None = None,
+        cache_bytes: int = CACHE_BYTES,
+    ) -> None:
         self._storage = storage
         self._manifest = manifest
-        self._names = manifest.names(f"{split}/rows-")
+        self._files = [manifest.file(name) for name in manifest.names(f"{split}/rows-")]
         counts: dict[str, Any] = manifest.counts["splits"][split]
         self.num_rows = int(counts["num_rows"])
         self.max_seq_len = int(manifest.counts["max_seq_len"])
-        self._rows_per_shard = int(manifest.counts["rows_per_shard"])
+        self.rows_per_shard = int(manifest.counts["rows_per_shard"])
         self._cache = cache or default_cache()
+        self._cache_bytes = cache_bytes
         self._open: dict[int, npt.NDArray[Any]] = {}
+        self._locks = [threading.Lock() for _ in self._files]
+        self._wanted: list[int] = []
+        self._ahead: threading.Thread | None = None
         if self.num_rows == 0:
             raise EmptyCorpusError(
                 f"the {split} split has {counts['tokens_in']} tokens, less than one row of {self.max_seq_len}; "
                 "add code or lower pack.max_seq_len"
             )
 
+    def order(self, seed: int, window_shards: int) -> DataOrder:
+        """The order in which to train on these rows. Raises ManifestError if the cache is too small for it."""
+        largest = sorted((file.size_bytes for file in self._files), reverse=True)
+        needed = sum(largest[: 2 * window_shards])
+        if needed > self._cache_bytes:
+            raise ManifestError(
+                f"train.cache_bytes: {self._cache_bytes:,} is too small for two windows of {window_shards} shards "
+                f"({needed:,} bytes); raise it, or lower train.shuffle_shards"
+            )
+        return DataOrder(seed, self.num_rows, self.rows_per_shard, window_shards)
+
     def rows(self, indices: Sequence[int] | npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
         """Token ids of these rows: shape (len(indices), max_seq_len)."""
         out = np.empty((len(indices), self.max_seq_len), dtype=np.int64)
         for place, index in enumerate(indices):
-            shard, row = divmod(int(index), self._rows_per_shard)
+            shard, row = divmod(int(index), self.rows_per_shard)
             out[place] = self._shard(shard)[row]
         return out
 
@@ -118,27 +92,94 @@ class PackedRows:
 
         return torch.from_numpy(self.rows(indices))
 
-    def _shard(self, index: int) -> npt.NDArray[Any]:
-        if index not in self._open:
-            self._open[index] = np.load(self._fetch(self._names[index]), mmap_mode="r", allow_pickle=False)
-        return self._open[index]
+    def prefetch(self, shards: Sequence[int]) -> None:
+        """Fetch these shards in the background, in this order; others may leave the cache."""
+        if list(shards) == self._wanted:
+            return
+        self._wanted = list(shards)
+        for shard in set(self._open) - set(shards):
+            del self._open[shard]
+        self._ahead = threading.Thread(target=self._fetch_ahead, args=(self._wanted,), name="prefetch", daemon=True)
+        self._ahead.start()
 
-    def _fetch(self, name: str) -> Path:
-        file = self._manifest.file(name)
-        local = self._cache / f"{file.sha256}.npy"
+    def _fetch_ahead(self, shards: list[int]) -> None:
+        evict(self._cache, self._cache_bytes, keep={self._files[shard].sha256 for shard in shards})
+        for shard in shards:
+            if shards is not self._wanted:
+                return
+            try:
+                self._shard(shard)
+            except Exception as error:  # noqa: BLE001 - whoever needs the shard tries again, and tells
+                logger.warning("could not fetch %s ahead of its use: %s", self._files[shard].name, error)
+
+    def _shard(self, index: int) -> npt.NDArray[Any]:
+        found = self._open.get(index)
+        if found is None:
+            with self._locks[index]:
+                found = self._open.get(index)
+                if found is None:
+                    found = self._open[index] = self._load(self._files[index])
+        return found
+
+    def _load(self, file: File) -> npt.NDArray[Any]:
+        path = self._cache / f"{file.sha256}.npy"
         try:
-            if not local.exists() or sha256_hex(local.read_bytes()) != file.sha256:
-                self._cache.mkdir(parents=True, exist_ok=True)
-                _replace(local, self._manifest.read(self._storage, name))
+            _make_private(self._cache)
+            with _alone(path.with_suffix(".lock")):  # one process of this machine fetches it, the others wait
+                if not path.exists() or sha256_hex(path.read_bytes()) != file.sha256:
+                    _replace(path, self._fetch(file))
+                os.utime(path)
+                found: npt.NDArray[Any] = np.load(path, mmap_mode="r", allow_pickle=False)
         except OSError as error:
-            raise ManifestError(
-                f"cannot cache {name} in {self._cache}: {error.strerror}; set CODEPARROT_CACHE to another folder"
-            ) from error
-        return local
+            if error.errno not in NO_SPACE:
+                raise ManifestError(
+                    f"cannot cache {file.name} in {self._cache}: {error.strerror}; set CODEPARROT_CACHE to another "
+                    "folder"
+                ) from error
+            logger.warning("no space to cache shards in %s; keeping them in memory", self._cache)
+            found = np.load(io.BytesIO(self._fetch(file)), allow_pickle=False)
+        return found
+
+    def _fetch(self, file: File) -> bytes:
+        return persist(lambda: self._manifest.read(self._storage, file.name), RETRY_SECONDS, "training waits for data")
+
+
+def evict(folder: Path, max_bytes: int, keep: Collection[str]) -> None:
+    """Delete the least recently used shards beyond `max_bytes`, but none of those to keep.
+
+    A process that has a deleted file open goes on reading it.
+    """
+    files = []
+    for path in folder.glob("*.npy"):
+        try:
+            status = path.stat()
+        except FileNotFoundError:
+            continue
+        files.append((status.st_mtime_ns, path, status.st_size))
+    total = sum(size for _, _, size in files)
+    for _, path, size in sorted(files):
+        if total > max_bytes and path.stem not in keep:
+            path.unlink(missing_ok=True)
+            total -= size
+
+
+def _make_private(folder: Path) -> None:
+    """What is cached is trusted once it is checked, so nobody else may write there."""
+    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    if folder.stat().st_uid != os.getuid():
+        raise PermissionError(errno.EPERM, "it belongs to another user", str(folder))
+
+
+@contextlib.contextmanager
+def _alone(path: Path) -> Iterator[None]:
+    """One process of this machine at a time."""
+    with path.open("a") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
 
 
 def _replace(path: Path, data: bytes) -> None:
-    descriptor, temporary = tempfile.mkstemp(dir=path.parent)
+    descriptor, temporary = tempfile.mkstemp(dir=path.parent, suffix=TEMPORARY)
     try:
         with os.fdopen(descriptor, "wb") as out:
             out.write(data)
@@ -146,6 +187,11 @@ def _replace(path: Path, data: bytes) -> None:
     except OSError:
         Path(temporary).unlink(missing_ok=True)
         raise
+
+
+def cached(folder: Path) -> list[Path]:
+    """The files in a cache folder that were put there as such, whole or cut off."""
+    return [path for path in folder.glob("*") if CACHED.fullmatch(path.name) or path.name.endswith(TEMPORARY)]
 
 
 def default_cache() -> Path:

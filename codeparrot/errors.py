@@ -15,6 +15,9 @@
     +-- EmptyCorpusError
     +-- TokenizerError
     +-- LedgerError            tokens in and tokens out do not balance
+    +-- LeaseError
+    |   +-- LeaseHeld          another process writes this output
+    |   +-- LeaseLost          another process has taken over
     +-- CheckpointError
     +-- TrainingError
     +-- ClusterError
@@ -91,6 +94,18 @@ class TokenizerError(CodeParrotError):
 
 class LedgerError(CodeParrotError):
     """Tokens in and tokens out do not balance."""
+
+
+class LeaseError(CodeParrotError):
+    """An output has one writer at a time."""
+
+
+class LeaseHeld(LeaseError):
+    """Another process writes this output."""
+
+
+class LeaseLost(LeaseError):
+    """Another process has taken over; what this one has not committed does not count."""
 
 
 class CheckpointError(CodeParrotError):

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from pydantic import PositiveInt
 
-from codeparrot.settings import Settings
+from codeparrot.settings import Resources, Settings
 
 if TYPE_CHECKING:
     import torch
@@ -24,7 +24,7 @@ class EvaluateSettings(Settings):
     """Ray tasks that evaluate side by side."""
     max_rows: PositiveInt | None = None
     """Evaluate this many rows, evenly spread; null: all."""
-    resources_per_worker: dict[str, float] = {"CPU": 1}
+    resources_per_worker: Resources = {"CPU": 1}
 
 
 def row_nll(model: "nn.Module", rows: "torch.Tensor") -> "torch.Tensor":

@@ -10,7 +10,6 @@ These are the filters of the original CodeParrot corpus, in its order and with i
 A filter is off when its threshold is None, never when it is 0. The first filter that rejects gives the reason.
 """
 
-import hashlib
 import re
 from collections.abc import Callable, Iterator
 from typing import Annotated
@@ -18,6 +17,7 @@ from typing import Annotated
 from pydantic import Field, NonNegativeInt, PositiveInt, field_validator
 
 from codeparrot.documents import Document
+from codeparrot.draws import uniform
 from codeparrot.licenses import allowed, spdx
 from codeparrot.settings import Settings
 
@@ -111,11 +111,11 @@ def _reasons(document: Document, settings: FilterSettings, seed: int, num_tokens
     if (
         chance is not None
         and _is_config_or_test(text, head, len(lengths), settings.config_or_test_max_fraction)
-        and draw(seed, document.id, "config_or_test") < chance
+        and uniform(seed, "config_or_test", document.id) < chance
     ):
         yield "config_or_test"
     chance = settings.no_statement_drop_probability
-    if chance is not None and STATEMENT.search(text) is None and draw(seed, document.id, "no_statement") < chance:
+    if chance is not None and STATEMENT.search(text) is None and uniform(seed, "no_statement", document.id) < chance:
         yield "no_statement"
     few = settings.max_few_assignments
     if few is not None and num_assignments(text, few + 1) <= few:
@@ -143,9 +143,3 @@ def _is_config_or_test(text: str, head: str, num_lines: int, fraction: float) ->
     lowered = text.lower()
     threshold = max(1.0, fraction * num_lines)
     return lowered.count("config") > threshold or lowered.count("test") > threshold
-
-
-def draw(seed: int, document: str, purpose: str) -> float:
-    """A uniform number in [0, 1) that depends on its arguments alone."""
-    key = f"{seed}\0{purpose}\0{document}".encode("utf-8", "surrogatepass")
-    return int.from_bytes(hashlib.blake2b(key, digest_size=8).digest(), "big") / 2**64

@@ -3,9 +3,6 @@
 Random numbers are keyed by (seed, prompt number), so a completion depends on nothing else.
 """
 
-import tempfile
-from collections.abc import Mapping
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pydantic import Field, PositiveInt
@@ -27,26 +24,6 @@ class GenerateSettings(Settings):
     top_p: float = Field(default=0.95, gt=0, le=1)
     repetition_penalty: float = Field(default=1.1, gt=0)
     """Above 1: tokens seen before become less likely."""
-
-
-def load_model(files: Mapping[str, bytes]) -> "transformers.PreTrainedModel":
-    """The model in the files of an export, in evaluation mode."""
-    from transformers import AutoModelForCausalLM
-
-    with tempfile.TemporaryDirectory() as folder:
-        for name, data in files.items():
-            (Path(folder) / name).write_bytes(data)
-        model: transformers.PreTrainedModel = AutoModelForCausalLM.from_pretrained(
-            folder, local_files_only=True, trust_remote_code=False
-        )
-    return model.eval()
-
-
-def export_files(model: "transformers.PreTrainedModel") -> dict[str, bytes]:
-    """A model's files in the layout of the hub."""
-    with tempfile.TemporaryDirectory() as folder:
-        model.save_pretrained(folder)
-        return {file.name: file.read_bytes() for file in sorted(Path(folder).iterdir())}
 
 
 def complete(

@@ -32,7 +32,7 @@ from pathlib import Path
 from typing import Any
 
 from codeparrot.errors import CodeParrotError, StorageError, StoreUnreachable
-from codeparrot.storage import s3_client
+from codeparrot.s3 import s3_client
 
 START_TIMEOUT_SECONDS = 60.0
 STOP_TIMEOUT_SECONDS = 1.0

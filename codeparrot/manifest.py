@@ -16,8 +16,6 @@ import secrets
 import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, field
-from importlib.util import find_spec
-from pathlib import Path
 from typing import Any
 
 from codeparrot.errors import ManifestError, ObjectNotFound
@@ -61,6 +59,10 @@ class Manifest:
         """SHA-256 of the content alone: names and hashes of the files, and the counts."""
         return sha256_hex(canonical([[asdict(file) for file in self.files], self.counts]))
 
+    def to_json(self) -> bytes:
+        """As it is stored."""
+        return json.dumps(asdict(self), indent=1, sort_keys=True).encode()
+
     def path(self, name: str) -> str:
         """The path of one of the files. Raises ManifestError if the manifest does not name it."""
         return f"{self.folder}/{self.file(name).name}"
@@ -78,29 +80,26 @@ class Manifest:
 
     def read(self, storage: Storage, name: str) -> bytes:
         """The bytes of one file, checked against its hash. Raises ManifestError if they differ."""
-        data = storage.read(self.path(name))
-        if sha256_hex(data) != self.file(name).sha256:
+        try:
+            data = storage.read(self.path(name))
+        except ObjectNotFound:
+            data = None
+        if data is None or sha256_hex(data) != self.file(name).sha256:
+            how = "gone" if data is None else "damaged: its SHA-256 is not the one in its manifest"
             raise ManifestError(
-                f"{storage.uri}/{self.path(name)} is damaged: its SHA-256 is not the one in its manifest; "
-                f"delete {self.prefix}/{MANIFEST} to make it again"
+                f"{storage.uri}/{self.path(name)} is {how}; delete {self.prefix}/{MANIFEST} to make it again"
             )
         return data
+
+    def missing(self, storage: Storage) -> list[str]:
+        """The names of files that are not there or not of their size: one listing, no reading."""
+        stored = dict(storage.list(f"{self.folder}/"))
+        return [file.name for file in self.files if stored.get(f"{self.folder}/{file.name}") != file.size_bytes]
 
 
 def canonical(value: Any) -> bytes:
     """JSON with one spelling for one value."""
     return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=True).encode()
-
-
-def code_version(modules: Iterable[str]) -> str:
-    """SHA-256 over the source of the named modules: the version of the code that a stage runs."""
-    sources = []
-    for module in sorted(modules):
-        spec = find_spec(module)
-        assert spec is not None, f"no module {module}"
-        assert spec.origin is not None, f"module {module} has no file"
-        sources.append([module, sha256_hex(Path(spec.origin).read_bytes())])
-    return sha256_hex(canonical(sources))
 
 
 def load_manifest(storage: Storage, prefix: str) -> Manifest | None:
@@ -146,11 +145,13 @@ class Attempt:
     inputs: Mapping[str, str]
     code: str
     clock: Callable[[], float] = time.time
+    suffix: str = field(default_factory=lambda: secrets.token_hex(3))
+    """Sets the folder of this attempt apart from those of others."""
     folder: str = field(init=False)
     started: float = field(init=False)
 
     def __post_init__(self) -> None:
-        self.folder = f"{self.prefix}/{DATA}/{self.fingerprint[:12]}-{secrets.token_hex(3)}"
+        self.folder = f"{self.prefix}/{DATA}/{self.fingerprint[:12]}-{self.suffix}"
         self.started = self.clock()
 
     @property
@@ -169,6 +170,7 @@ class Attempt:
     def clear(self, committed: Manifest | None) -> None:
         """Delete what dead attempts left: everything that the committed manifest does not name."""
         keep = {f"{committed.folder}/{file.name}" for file in committed.files} if committed else set()
+        self.storage.sweep(f"{self.prefix}/{DATA}/")
         paths = [path for path, _ in self.storage.list(f"{self.prefix}/{DATA}/")]
         self.storage.delete([path for path in paths if path not in keep])
 
@@ -177,16 +179,21 @@ class Attempt:
 
         Raises ManifestError if a file is gone: another attempt at the same output has cleared it away.
         """
-        files = sorted(files, key=lambda file: file.name)
-        stored = dict(self.storage.list(f"{self.folder}/"))
-        gone = [file.name for file in files if stored.get(f"{self.folder}/{file.name}") != file.size_bytes]
-        if gone:
+        manifest = self.manifest(files, counts)
+        missing = manifest.missing(self.storage)
+        if missing:
             raise ManifestError(
-                f"{self.storage.uri}/{self.folder}: {gone[0]} is gone or cut short; is another run writing "
+                f"{self.storage.uri}/{self.folder}: {missing[0]} is gone or cut short; is another run writing "
                 f"{self.prefix} too? Nothing was committed; run again when it has ended"
             )
+        self.storage.write(f"{self.prefix}/{MANIFEST}", manifest.to_json())
+        self.clear(manifest)
+        return manifest
+
+    def manifest(self, files: Iterable[File], counts: Mapping[str, Any]) -> Manifest:
+        """The manifest of these files, not stored yet."""
         now = self.clock()
-        manifest = Manifest(
+        return Manifest(
             stage=self.stage,
             prefix=self.prefix,
             folder=self.folder,
@@ -194,15 +201,11 @@ class Attempt:
             settings=self.settings,
             inputs=self.inputs,
             code=self.code,
-            files=tuple(files),
+            files=tuple(sorted(files, key=lambda file: file.name)),
             counts=json.loads(json.dumps(counts)),
             seconds=round(now - self.started, 3),
             created=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(now)),
         )
-        text = json.dumps(asdict(manifest), indent=1, sort_keys=True)
-        self.storage.write(f"{self.prefix}/{MANIFEST}", text.encode())
-        self.clear(manifest)
-        return manifest
 
 
 def write_file(storage: Storage, folder: str, name: str, data: bytes) -> File:

@@ -4,13 +4,18 @@
 `AutoModelForCausalLM.from_pretrained(path)`.
 """
 
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field, PositiveInt, model_validator
 
+from codeparrot.draws import key
 from codeparrot.settings import Settings
 
 if TYPE_CHECKING:
+    import torch
     import transformers
 
 
@@ -57,7 +62,7 @@ def build_model(config: "transformers.GPT2Config", seed: int) -> "transformers.G
     import torch
     from transformers import GPT2LMHeadModel
 
-    torch.manual_seed(seed)
+    torch.manual_seed(key(seed, "weights"))
     return GPT2LMHeadModel(config)
 
 
@@ -69,3 +74,25 @@ def num_parameters(config: "transformers.GPT2Config") -> int:
     with torch.device("meta"):
         model = GPT2LMHeadModel(config)
     return sum(parameter.numel() for parameter in model.parameters())
+
+
+def load_model(files: Mapping[str, bytes]) -> "transformers.PreTrainedModel":
+    """The model in the files of an export, in evaluation mode."""
+    from transformers import AutoModelForCausalLM
+
+    with tempfile.TemporaryDirectory() as folder:
+        for name, data in files.items():
+            (Path(folder) / name).write_bytes(data)
+        model: transformers.PreTrainedModel = AutoModelForCausalLM.from_pretrained(
+            folder, local_files_only=True, trust_remote_code=False
+        )
+    return model.eval()
+
+
+def export_files(
+    model: "transformers.PreTrainedModel", weights: "Mapping[str, torch.Tensor] | None" = None
+) -> dict[str, bytes]:
+    """A model's files in the layout of the hub. `weights`: its state, where it is not on this rank alone."""
+    with tempfile.TemporaryDirectory() as folder:
+        model.save_pretrained(folder, state_dict=weights)
+        return {file.name: file.read_bytes() for file in sorted(Path(folder).iterdir())}

@@ -9,7 +9,10 @@ logger = logging.getLogger(__name__)
 
 
 def choose_precision(wanted: str, device: str) -> str:
-    """fp32 or bf16. A CPU that only emulates bf16 is 40 to 500 times slower with it: there it is replaced."""
+    """fp32 or bf16. `auto` is bf16 on a GPU that computes in it, and fp32 on a CPU.
+
+    A CPU that only emulates bf16 is 40 to 500 times slower with it: there it is replaced.
+    """
     import torch
 
     if device.startswith("cuda"):

@@ -6,7 +6,7 @@ Each settings class stands beside the code that uses it; `config.py` composes th
 from collections.abc import Mapping
 from typing import Any, TypeVar
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, NonNegativeFloat, ValidationError
 
 from codeparrot.errors import ConfigError
 
@@ -14,11 +14,14 @@ T = TypeVar("T", bound="Settings")
 
 MAX_SHOWN_VALUE = 80
 
+Resources = dict[str, NonNegativeFloat]
+"""Ray resources of one worker or task, such as `{CPU: 1}`."""
+
 
 class Settings(BaseModel):
     """Frozen, closed settings: an unknown key is an error, never ignored."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, use_attribute_docstrings=True)
 
 
 def validate(model: type[T], values: Mapping[str, Any], where: str) -> T:

@@ -4,12 +4,12 @@ A repository's side depends on (seed, repository) alone, so it stays where it is
 with so few repositories that chance leaves the validation split empty gives it the one with the smallest hash.
 """
 
-import hashlib
 from collections.abc import Iterable
 from typing import Literal
 
 from pydantic import Field
 
+from codeparrot.draws import uniform
 from codeparrot.errors import EmptyCorpusError
 from codeparrot.filters import FilterSettings, LicenseSettings
 from codeparrot.settings import Settings
@@ -37,7 +37,7 @@ def validation_units(units: Iterable[str], *, seed: int, fraction: float) -> fro
 
     Raises EmptyCorpusError if there are fewer than two, since then one side would be empty.
     """
-    places = {unit: _place(seed, unit) for unit in set(units)}
+    places = {unit: uniform(seed, "split", unit) for unit in set(units)}
     if len(places) < 2:
         raise EmptyCorpusError(
             f"{len(places)} repository is left after curation: a validation split of its own needs two; "
@@ -46,8 +46,3 @@ def validation_units(units: Iterable[str], *, seed: int, fraction: float) -> fro
     chosen = {unit for unit, place in places.items() if place < fraction}
     first, last = min(places, key=places.__getitem__), max(places, key=places.__getitem__)
     return frozenset((chosen | {first}) - {last})
-
-
-def _place(seed: int, unit: str) -> float:
-    digest = hashlib.blake2b(f"{seed}\0split\0{unit}".encode("utf-8", "surrogatepass"), digest_size=8).digest()
-    return int.from_bytes(digest, "big") / 2**64

@@ -1,45 +1,52 @@
 """Where everything lies: one base URI, one interface, two kinds of store.
 
-`open_storage("s3://bucket/prefix")` speaks to any S3-compatible store through boto3;
+`open_storage("s3://bucket/prefix")` speaks to any S3-compatible store (`codeparrot.s3`);
 `open_storage("/some/folder")` (or `file:///some/folder`) is a directory on this machine. Paths are relative
 to the base URI and use `/`.
 
-This module owns endpoints, credentials, retries and error translation. Credentials come from the standard AWS
-chain (environment, shared file, web identity), the endpoint from `AWS_ENDPOINT_URL`; neither ever stands in a
-recipe. A write is atomic on both kinds: a reader sees the whole object or none. On a directory that takes a
-temporary file, fsync and rename (or link, for a conditional write).
+A write is atomic on both kinds: a reader sees the whole object or none. On a directory that takes a temporary
+file, fsync and rename. A conditional write lets one of several writers win: it succeeds only if the object is
+still absent, or still the one whose tag the writer has seen.
 """
 
 import contextlib
 import errno
+import fcntl
 import hashlib
+import logging
 import os
 import secrets
-from collections.abc import Iterable, Iterator
+import time
+from collections.abc import Callable, Iterable, Iterator
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO, Protocol
+from typing import TYPE_CHECKING, BinaryIO, Protocol, TypeVar
 from urllib.parse import unquote, urlparse
 
 from pydantic import field_validator
 
 from codeparrot.errors import (
     AccessDenied,
-    BucketNotFound,
     ConfigError,
     ObjectNotFound,
     PreconditionFailed,
     StorageError,
     StoreFull,
-    StoreUnreachable,
 )
+from codeparrot.s3 import S3Storage
 from codeparrot.settings import Settings
 
 if TYPE_CHECKING:
     import pyarrow.fs
 
-S3_DELETE_LIMIT = 1000  # keys in one DeleteObjects request (S3 API reference)
+logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
 NUM_CREATE_TRIES = 10
+FIRST_PAUSE_SECONDS = 0.1
+LONGEST_PAUSE_SECONDS = 5.0
+TEMPORARY = ".tmp"
 NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
@@ -67,14 +74,23 @@ class Storage(Protocol):
     def read(self, path: str, start: int = 0, stop: int | None = None) -> bytes:
         """The object, or its bytes from `start` up to but without `stop`. Raises ObjectNotFound."""
 
-    def write(self, path: str, data: bytes, *, only_if_absent: bool = False) -> None:
-        """Replace the object at once. Raises PreconditionFailed if it exists and `only_if_absent`."""
+    def read_tagged(self, path: str) -> tuple[bytes, str]:
+        """The object, and a tag of what it holds, for `if_match`. Raises ObjectNotFound."""
+
+    def write(self, path: str, data: bytes, *, only_if_absent: bool = False, if_match: str | None = None) -> str:
+        """Replace the object at once; returns its tag.
+
+        Raises PreconditionFailed if it exists and `only_if_absent`, or if its tag is not `if_match`.
+        """
 
     def list(self, prefix: str = "") -> Iterator[tuple[str, int]]:
         """(path, size in bytes) of every object under `prefix`, sorted by path."""
 
     def delete(self, paths: Iterable[str]) -> None:
         """Remove objects; those that do not exist are ignored."""
+
+    def sweep(self, prefix: str) -> None:
+        """Remove what killed writers left half-written under `prefix`, which no listing shows."""
 
     def check(self) -> None:
         """Raise a StorageError that says why the store cannot be used, if it cannot."""
@@ -117,7 +133,7 @@ class LocalStorage:
     """A directory of this machine (or one that all machines share)."""
 
     def __init__(self, directory: str) -> None:
-        self.root = Path(directory).absolute()
+        self.root = Path(directory).expanduser().absolute()
         self.uri = self.root.as_uri()
 
     def read(self, path: str, start: int = 0, stop: int | None = None) -> bytes:
@@ -125,9 +141,13 @@ class LocalStorage:
             file.seek(start)
             return file.read(-1 if stop is None else max(0, stop - start))
 
-    def write(self, path: str, data: bytes, *, only_if_absent: bool = False) -> None:
+    def read_tagged(self, path: str) -> tuple[bytes, str]:
+        data = self.read(path)
+        return data, sha256_hex(data)
+
+    def write(self, path: str, data: bytes, *, only_if_absent: bool = False, if_match: str | None = None) -> str:
         target = self.root / path
-        temporary = target.with_name(f".{target.name}.{secrets.token_hex(4)}.tmp")
+        temporary = target.with_name(f".{target.name}.{secrets.token_hex(4)}{TEMPORARY}")
         with self._translated(path):
             new = _create(temporary)
             try:
@@ -137,12 +157,18 @@ class LocalStorage:
                     os.fsync(file.fileno())
                 if only_if_absent:
                     os.link(temporary, target)
-                else:
+                elif if_match is None:
                     temporary.replace(target)
+                else:
+                    with _alone(target.parent):
+                        if not target.exists() or sha256_hex(target.read_bytes()) != if_match:
+                            raise PreconditionFailed(f"{self.uri}/{path} was changed by another writer")
+                        temporary.replace(target)
             except FileExistsError:
                 raise PreconditionFailed(f"{self.uri}/{path} exists already") from None
             finally:
                 temporary.unlink(missing_ok=True)
+        return sha256_hex(data)
 
     def list(self, prefix: str = "") -> Iterator[tuple[str, int]]:
         start = self.root / prefix
@@ -153,7 +179,7 @@ class LocalStorage:
                 for name in names:
                     file = Path(folder) / name
                     path = file.relative_to(self.root).as_posix()
-                    if path.startswith(prefix) and not (name.startswith(".") and name.endswith(".tmp")):
+                    if path.startswith(prefix) and not _is_temporary(name):
                         with contextlib.suppress(FileNotFoundError):
                             found.append((path, file.stat().st_size))
         return iter(sorted(found))
@@ -166,6 +192,12 @@ class LocalStorage:
                 for folder in target.parents:
                     if folder == self.root or not _remove_if_empty(folder):
                         break
+
+    def sweep(self, prefix: str) -> None:
+        with self._translated(prefix):
+            for folder, _, names in os.walk(self.root / prefix):
+                for name in filter(_is_temporary, names):
+                    (Path(folder) / name).unlink(missing_ok=True)
 
     def check(self) -> None:
         with self._translated(""):
@@ -203,6 +235,21 @@ def _create(path: Path) -> BinaryIO:
     return path.open("wb")
 
 
+def _is_temporary(name: str) -> bool:
+    return name.startswith(".") and name.endswith(TEMPORARY)
+
+
+@contextlib.contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """One conditional writer in a folder at a time."""
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
+
+
 def _remove_if_empty(folder: Path) -> bool:
     try:
         folder.rmdir()
@@ -211,132 +258,22 @@ def _remove_if_empty(folder: Path) -> bool:
     return True
 
 
-class S3Storage:
-    """A bucket of an S3-compatible store, through boto3."""
+def persist(action: Callable[[], T], seconds: float, what: str) -> T:
+    """What `action` returns, tried again for so long with growing pauses while it raises a StorageError.
 
-    def __init__(self, uri: str, bucket: str, prefix: str) -> None:
-        self.uri = uri.rstrip("/")
-        self.bucket = bucket
-        self.base = f"{prefix}/" if prefix else ""
-        self.endpoint = endpoint_url() or "the AWS endpoint"
-        self._client = s3_client()
-
-    def read(self, path: str, start: int = 0, stop: int | None = None) -> bytes:
-        if stop is not None and stop <= start:
-            return b""
-        last = "" if stop is None else stop - 1
-        part: dict[str, Any] = {"Range": f"bytes={start}-{last}"} if start or stop is not None else {}
-        with self._translated(path):
-            body: bytes = self._client.get_object(Bucket=self.bucket, Key=self.base + path, **part)["Body"].read()
-            return body
-
-    def write(self, path: str, data: bytes, *, only_if_absent: bool = False) -> None:
-        condition: dict[str, Any] = {"IfNoneMatch": "*"} if only_if_absent else {}
-        with self._translated(path):
-            self._client.put_object(Bucket=self.bucket, Key=self.base + path, Body=data, **condition)
-
-    def list(self, prefix: str = "") -> Iterator[tuple[str, int]]:
-        pages = self._client.get_paginator("list_objects_v2")
-        with self._translated(prefix):
-            for page in pages.paginate(Bucket=self.bucket, Prefix=self.base + prefix):
-                for item in page.get("Contents", []):
-                    yield item["Key"].removeprefix(self.base), item["Size"]
-
-    def delete(self, paths: Iterable[str]) -> None:
-        keys = [{"Key": self.base + path} for path in paths]
-        for start in range(0, len(keys), S3_DELETE_LIMIT):
-            batch: Any = {"Objects": keys[start : start + S3_DELETE_LIMIT], "Quiet": True}
-            with self._translated(""):
-                answer = self._client.delete_objects(Bucket=self.bucket, Delete=batch)
-            if answer.get("Errors"):
-                first = answer["Errors"][0]
-                raise StorageError(f"{self.uri}: could not delete {first.get('Key')}: {first.get('Message')}")
-
-    def check(self) -> None:
-        """One listing with one key at most: it needs the endpoint, the credentials and the bucket."""
-        with self._translated(""):
-            self._client.list_objects_v2(Bucket=self.bucket, Prefix=self.base, MaxKeys=1)
-
-    def filesystem(self) -> "tuple[pyarrow.fs.FileSystem, str]":
-        """pyarrow ignores AWS_ENDPOINT_URL, so it is given here; keys still come from the chain."""
-        import pyarrow.fs
-
-        endpoint = endpoint_url()
-        options = {"endpoint_override": endpoint} if endpoint else {}
-        return pyarrow.fs.S3FileSystem(region=region(), **options), f"{self.bucket}/{self.base}".rstrip("/")
-
-    @contextlib.contextmanager
-    def _translated(self, path: str) -> Iterator[None]:
-        from botocore import exceptions as aws
-
-        where = f"{self.uri}/{path}"
-        try:
-            yield
-        except aws.ClientError as error:
-            raise self._refusal(error, where) from error
-        except (aws.NoCredentialsError, aws.PartialCredentialsError, aws.CredentialRetrievalError) as error:
-            raise AccessDenied(
-                f"{self.uri}: no usable credentials ({error}); set AWS_SHARED_CREDENTIALS_FILE, "
-                "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or a web identity"
-            ) from error
-        except (aws.HTTPClientError, aws.ConnectionError, aws.ResponseStreamingError) as error:
-            raise StoreUnreachable(
-                f"{where}: the object store at {self.endpoint} does not answer; start it or set "
-                "AWS_ENDPOINT_URL, then run again"
-            ) from error
-        except aws.BotoCoreError as error:
-            raise StorageError(f"{where}: {error}") from error
-
-    def _refusal(self, error: Any, where: str) -> StorageError:
-        code = str(error.response.get("Error", {}).get("Code", ""))
-        message = error.response.get("Error", {}).get("Message", "")
-        status = error.response.get("ResponseMetadata", {}).get("HTTPStatusCode")
-        if code == "NoSuchBucket":
-            return BucketNotFound(
-                f"{self.uri}: bucket {self.bucket!r} does not exist at {self.endpoint}; create it or change storage.uri"
-            )
-        if code in ("NoSuchKey", "404"):
-            return ObjectNotFound(f"{where} does not exist")
-        if code == "PreconditionFailed" or status == 412:
-            return PreconditionFailed(f"{where} exists already")
-        if status in (401, 403):
-            return AccessDenied(f"{where}: {self.endpoint} refused the credentials ({code}: {message})")
-        if status == 507 or "no space" in message.lower() or "no writable volumes" in message.lower():
-            return StoreFull(f"no space left to write {where} ({code}: {message}); free some and run again")
-        hint = "; is its disk full? Its log says more" if status == 500 else ""
-        return StorageError(f"{where}: {self.endpoint} answered {status} {code}: {message}{hint}")
-
-
-def endpoint_url() -> str | None:
-    """The endpoint from the environment, as the AWS command line reads it."""
-    return os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL") or None
-
-
-def region() -> str:
-    """The region from the environment; stores outside AWS ignore it, but signatures need one."""
-    return os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION") or "us-east-1"
-
-
-def s3_client(endpoint: str | None = None, **credentials: str) -> Any:
-    """A boto3 S3 client that also works with stores outside AWS; without arguments, all from the environment.
-
-    Path-style addresses away from AWS, and no request checksums that older stores reject
-    (the default of new AWS SDKs).
+    Raises the last error. `what` begins the one warning.
     """
-    import boto3
-    from botocore.config import Config
-
-    endpoint = endpoint or endpoint_url()
-    config = Config(
-        connect_timeout=5,
-        read_timeout=60,
-        retries={"max_attempts": 5, "mode": "standard"},
-        s3={"addressing_style": "path" if endpoint else "auto"},
-        request_checksum_calculation="when_required",
-        response_checksum_validation="when_required",
-        max_pool_connections=16,
-    )
-    # A session of its own: boto3's default one is not safe to create from several threads.
-    return boto3.session.Session().client(
-        "s3", endpoint_url=endpoint, region_name=region(), config=config, **credentials
-    )
+    deadline = time.monotonic() + seconds
+    pause = FIRST_PAUSE_SECONDS
+    while True:
+        try:
+            return action()
+        except (ObjectNotFound, PreconditionFailed):  # answers, not failures
+            raise
+        except StorageError as error:
+            if time.monotonic() + pause > deadline:
+                raise
+            if pause == FIRST_PAUSE_SECONDS:
+                logger.warning("%s: %s; trying again for up to %.0f s", what, error, seconds)
+        time.sleep(pause)
+        pause = min(2 * pause, LONGEST_PAUSE_SECONDS)

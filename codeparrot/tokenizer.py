@@ -46,7 +46,7 @@ class TokenizerSettings(Settings):
     vocab_size: int = Field(default=32_768, ge=MIN_VOCAB_SIZE)
     """Including 256 bytes and `<|endoftext|>`."""
     max_training_bytes: PositiveInt = 1_000_000_000
-    """Text to learn merges from; documents beyond it are left out."""
+    """Text to learn merges from, about: of a larger corpus, documents are drawn until there is as much."""
 
 
 def byte_alphabet() -> dict[int, str]:

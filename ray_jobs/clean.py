@@ -1,7 +1,7 @@
 """`make clean`: stop what the project started on this machine and remove what it made there.
 
-The state folder (with the embedded store's data), the packed-row cache and the folders of local Rays. A cluster's
-object store is left alone.
+In the state folder: the embedded store with its data, the cache of packed rows, exported models and reports; then the
+folders of dead local Rays. Other files, a directory named as `storage.uri` and a cluster's object store are left alone.
 """
 
 import contextlib
@@ -10,14 +10,16 @@ import shutil
 import signal
 import sys
 import time
+from pathlib import Path
 
 from codeparrot import local_store
-from codeparrot.dataloader import default_cache
-from ray_jobs.cluster import TRAIN_FOLDER, sweep
+from codeparrot.dataloader import cached, default_cache
+from ray_jobs.cluster import sweep
 from ray_jobs.local import running_pid
 from ray_jobs.stage import state_folder
 
 PATIENCE_SECONDS = 30.0
+MADE = ("store", "storage", "runs", "lock")
 
 
 def main() -> int:
@@ -26,25 +28,30 @@ def main() -> int:
     pid = running_pid(state)
     if pid is not None:
         print(f"stopping the run of process {pid}")
-        _stop(pid)
+        _stop(state, pid)
     if local_store.stop(state / "store"):
         print("stopped the embedded object store")
     sweep()
-    for folder in (state, default_cache(), TRAIN_FOLDER):
-        if folder.exists():
-            print(f"removing {folder}")
-            shutil.rmtree(folder)
+    for path in (*(state / name for name in MADE), *cached(state / "cache"), *cached(default_cache())):
+        if path.is_dir():
+            print(f"removing {path}")
+            shutil.rmtree(path)
+        else:
+            path.unlink(missing_ok=True)
+    for folder in (state / "cache", default_cache(), state):
+        with contextlib.suppress(OSError):  # it holds something that is not ours
+            folder.rmdir()
     return 0
 
 
-def _stop(pid: int) -> None:
+def _stop(state: Path, pid: int) -> None:
     with contextlib.suppress(ProcessLookupError):
         os.kill(pid, signal.SIGTERM)
         deadline = time.monotonic() + PATIENCE_SECONDS
-        while time.monotonic() < deadline:
-            os.kill(pid, 0)
+        while time.monotonic() < deadline and running_pid(state) == pid:
             time.sleep(0.1)
-        os.kill(pid, signal.SIGKILL)
+        if running_pid(state) == pid:
+            os.kill(pid, signal.SIGKILL)
 
 
 if __name__ == "__main__":

@@ -34,6 +34,7 @@ OBJECT_STORE_BYTES = 512 * 1024 * 1024  # of a local Ray: it carries summaries o
 MIN_LOCAL_CPUS = 2
 MAX_SHOWN_ERROR = 300
 CONNECT_TIMEOUT_SECONDS = 10.0
+SPREAD_PLACEMENT_SECONDS = 30.0
 TEMPORARY_PREFIX = "codeparrot-ray-"
 TRAIN_FOLDER = Path(tempfile.gettempdir()) / f"codeparrot-ray-train-{os.getuid()}"
 """Ray Train's own bookkeeping, which no run resumes from."""
@@ -195,6 +196,7 @@ def spread(
     results: dict[int, Result] = {}
     options: dict[str, Any] = {}
     needed = dict(resources or {"CPU": 1})
+    require_room(1, needed, SPREAD_PLACEMENT_SECONDS, "lower resources_per_worker of this stage")
     options["num_cpus"] = needed.pop("CPU", 0)
     if "GPU" in needed:
         options["num_gpus"] = needed.pop("GPU")
@@ -204,6 +206,8 @@ def spread(
         dataset = ray.data.from_items(rows, override_num_blocks=len(rows))
         done = dataset.map(_apply, fn_kwargs={"work": work}, concurrency=workers, **options)
         for row in done.iter_rows():
+            for warning in row["warnings"]:
+                warn_once(warning)
             result = pickle.loads(row["result"])  # noqa: S301 - made by _apply
             if isinstance(result, CodeParrotError):
                 raise result
@@ -214,11 +218,44 @@ def spread(
 
 
 def _apply(row: dict[str, Any], work: Callable[[Any], Any]) -> dict[str, Any]:
+    warnings: list[str] = []
+    with warnings_to(warnings.append):
+        try:
+            result = work(pickle.loads(row["item"]))  # noqa: S301 - made by spread
+        except CodeParrotError as error:  # as a value, since Ray Data would lose it among errors of its own
+            result = error
+    return {"index": row["index"], "result": pickle.dumps(result), "warnings": warnings}
+
+
+class _Forward(logging.Handler):
+    def __init__(self, told: Callable[[str], object]) -> None:
+        super().__init__(logging.WARNING)
+        self._told = told
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self._told(record.getMessage())
+
+
+@contextmanager
+def warnings_to(told: Callable[[str], object]) -> Iterator[None]:
+    """Hand what this project warns of in a worker to `told`: a worker's own log is seen by nobody."""
+    handler = _Forward(told)
+    ours = logging.getLogger("codeparrot")
+    ours.addHandler(handler)
     try:
-        result = work(pickle.loads(row["item"]))  # noqa: S301 - made by spread
-    except CodeParrotError as error:  # as a value, since Ray Data would lose it among errors of its own
-        result = error
-    return {"index": row["index"], "result": pickle.dumps(result)}
+        yield
+    finally:
+        ours.removeHandler(handler)
+
+
+_warned: set[str] = set()
+
+
+def warn_once(message: str) -> None:
+    """Show a warning that came from a worker, unless another worker had the same."""
+    if message not in _warned:
+        _warned.add(message)
+        logger.warning("%s", message)
 
 
 @contextmanager
@@ -259,15 +296,17 @@ def _gist(error: BaseException) -> str:
     return f"{type(error).__name__}: {lines[-1] if lines else ''}"[:MAX_SHOWN_ERROR]
 
 
-def require_room(num_workers: int, resources: Mapping[str, float], timeout_seconds: float) -> None:
+def require_room(num_workers: int, resources: Mapping[str, float], timeout_seconds: float, way_out: str) -> None:
     """Wait until the cluster can place this many workers at once. Raises ClusterError that says what is missing."""
     import ray
+    from ray._private.state import available_resources_per_node
 
     deadline = time.monotonic() + timeout_seconds
     told = False
     while True:
-        nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-        room = sum(_workers_on(node, resources, num_workers) for node in nodes)
+        nodes = {node["NodeID"]: node["Resources"] for node in ray.nodes() if node["Alive"]}
+        free = available_resources_per_node()
+        room = sum(_workers_on(free.get(node, {}), resources, num_workers) for node in nodes)
         if room >= num_workers:
             return
         if time.monotonic() >= deadline:
@@ -277,10 +316,12 @@ def require_room(num_workers: int, resources: Mapping[str, float], timeout_secon
             told = True
         time.sleep(0.5)
     wanted = _resources(resources)
-    have = "; ".join(_resources({name: node.get(name, 0) for name in resources}) for node in nodes) or "no node"
+    have = "; ".join(_resources({name: node.get(name, 0) for name in resources}) for node in nodes.values())
+    idle = sum(_workers_on(node, resources, num_workers) for node in nodes.values())
+    busy = f" ({idle} if nothing else ran there)" if idle > room else ""
     raise ClusterError(
-        f"the cluster has room for {room} of {num_workers} workers: each needs {wanted}, its {len(nodes)} nodes have "
-        f"{have}; add nodes, or lower train.num_workers or train.resources_per_worker"
+        f"the cluster has room for {room} of {num_workers} workers{busy}: each needs {wanted}, its {len(nodes)} nodes "
+        f"have {have or 'nothing'}; add nodes, or {way_out}"
     )
 
 

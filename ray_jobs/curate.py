@@ -13,8 +13,9 @@ from typing import Any
 
 from codeparrot.dedup import content_key, exact_duplicates
 from codeparrot.documents import Document, from_parquet, to_parquet
+from codeparrot.draws import uniform
 from codeparrot.errors import EmptyCorpusError
-from codeparrot.filters import draw, reject, reject_license
+from codeparrot.filters import reject, reject_license
 from codeparrot.manifest import File, Manifest, write_file
 from codeparrot.splits import SPLITS, CurateSettings, validation_units
 from codeparrot.storage import open_storage
@@ -156,7 +157,7 @@ def _write_shard(
             "path": row["path"],
             "excerpt": row["content"][:EXCERPT_CHARACTERS],
         }
-        samples[reason].append((draw(seed, Document(**row).id, "sample"), text))
+        samples[reason].append((uniform(seed, "sample", Document(**row).id), text))
     written.samples.update({reason: _smallest(found, settings) for reason, found in samples.items()})
     return written
 
@@ -214,14 +215,6 @@ STAGE = Stage(
     makes="curated",
     inputs=("raw",),
     settings=lambda recipe: stage_settings(recipe, "seed", "curate"),
-    code=(
-        "codeparrot.documents",
-        "codeparrot.licenses",
-        "codeparrot.filters",
-        "codeparrot.dedup",
-        "codeparrot.splits",
-        "ray_jobs.curate",
-    ),
     run=run,
     summary=summary,
 )

@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from codeparrot.dataloader import PackedRows
 from codeparrot.evaluate import row_nll
 from codeparrot.evaluate import spread as spread_rows
-from codeparrot.generate import load_model
 from codeparrot.manifest import Manifest
 from codeparrot.metrics import gzip_bits_per_byte, measures, xz_bits_per_byte
+from codeparrot.model import load_model
 from codeparrot.storage import open_storage
 from codeparrot.tokenizer import Encoder
 from ray_jobs.cluster import spread
@@ -112,7 +112,6 @@ STAGE = Stage(
     makes="evaluation",
     inputs=("run", "packed"),
     settings=lambda recipe: stage_settings(recipe, "evaluate"),
-    code=("codeparrot.evaluate", "codeparrot.metrics", "ray_jobs.evaluate"),
     run=run,
     summary=summary,
 )

@@ -4,6 +4,7 @@ import json
 from functools import partial
 from typing import Any
 
+from codeparrot.draws import key
 from codeparrot.generate import GenerateSettings, complete
 from codeparrot.manifest import Manifest
 from codeparrot.storage import open_storage
@@ -33,7 +34,7 @@ def complete_prompt(
     """The completion of one numbered prompt."""
     encoder = Encoder(trained.read(open_storage(uri), f"{EXPORT}tokenizer.json").decode())
     index, text = prompt
-    return complete(exported_model(uri, trained), encoder, text, settings, key=seed * 1_000_003 + index)
+    return complete(exported_model(uri, trained), encoder, text, settings, key(seed, "completion", index))
 
 
 def summary(manifest: Manifest) -> tuple[str, str]:
@@ -46,7 +47,6 @@ STAGE = Stage(
     makes="completions",
     inputs=("run",),
     settings=lambda recipe: stage_settings(recipe, "seed", "generate"),
-    code=("codeparrot.generate", "ray_jobs.generate"),
     run=run,
     summary=summary,
 )

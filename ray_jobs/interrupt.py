@@ -28,6 +28,7 @@ def interruptible() -> Iterator[None]:
 
     previous = {number: signal.signal(number, interrupt) for number in SIGNALS}
     try:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)  # whoever started this process may have held them back
         yield
     except BaseException as error:
         # While ray.init runs, a handler of Ray's own is in place, which exits with the number of the signal.

@@ -6,6 +6,7 @@ runs `python -m ray_jobs.STAGE` (default: pipeline) with the same arguments. If 
 used; if the server's wheel does not exist for this platform, a local directory stands in for it.
 """
 
+import argparse
 import contextlib
 import fcntl
 import os
@@ -19,12 +20,23 @@ from pathlib import Path
 from codeparrot import local_store
 from codeparrot.config import load_recipe
 from codeparrot.errors import CodeParrotError, ConfigError, Interrupted, StoreFull
-from codeparrot.storage import endpoint_url, parse_uri
+from codeparrot.s3 import endpoint_url
+from codeparrot.storage import parse_uri
 from ray_jobs.interrupt import SIGNALS, interruptible
 from ray_jobs.progress import size
-from ray_jobs.stage import MADE_BY, parse, state_folder
+from ray_jobs.stage import MADE_BY, parse, reported, state_folder
 
 STAGES = ("pipeline", *MADE_BY.values())
+SHADOWING = (
+    "AWS_ACCESS_KEY_ID",
+    "AWS_SECRET_ACCESS_KEY",
+    "AWS_SESSION_TOKEN",
+    "AWS_PROFILE",
+    "AWS_DEFAULT_PROFILE",
+    "AWS_CONFIG_FILE",
+    "AWS_ENDPOINT_URL_S3",
+    "AWS_CA_BUNDLE",
+)
 LITTLE_BYTES = 64_000_000
 """With less space than this left, a full disk is the likely cause of a failure: stores say `internal error`."""
 
@@ -38,27 +50,33 @@ def main() -> int:
         return ConfigError.exit_code
     options = parse(f"ray_jobs.local {stage}", arguments)
     state = state_folder()
-    try:
-        recipe = load_recipe(options.config, options.overrides)
-        if options.dry_run:
-            return _run(stage, arguments, {})
-        with interruptible(), _only_one(state), _store(state, recipe.storage.uri) as (environment, overrides):
-            environment = {"CODEPARROT_CACHE": str(state / "cache"), "CODEPARROT_STATE": str(state), **environment}
-            code = _run(stage, [*arguments, *overrides], environment)
-            free = shutil.disk_usage(state).free
-            if code == CodeParrotError.exit_code and free < LITTLE_BYTES:
-                raise StoreFull(f"the disk of {state} is full ({size(free)} left); free some and run again to continue")
-            return code
-    except CodeParrotError as error:
-        print(f"{error.kind}: {error}", file=sys.stderr)
-        return error.exit_code
+    return reported(lambda: _launch(stage, options, arguments, state), debug=options.debug)
+
+
+def _launch(stage: str, options: argparse.Namespace, arguments: list[str], state: Path) -> int:
+    recipe = load_recipe(options.config, options.overrides)
+    if options.dry_run:
+        return _run(stage, arguments, {})
+    with interruptible(), _only_one(state), _store(state, recipe.storage.uri) as (environment, overrides):
+        environment = {"CODEPARROT_CACHE": str(state / "cache"), "CODEPARROT_STATE": str(state), **environment}
+        code = _run(stage, [*arguments, *overrides], environment)
+        free = shutil.disk_usage(state).free
+        if code == CodeParrotError.exit_code and free < LITTLE_BYTES:
+            raise StoreFull(f"the disk of {state} is full ({size(free)} left); free some and run again to continue")
+        return code
 
 
 @contextlib.contextmanager
 def _only_one(state: Path) -> Iterator[None]:
     """Two runs in one state folder would stop each other's store."""
-    state.mkdir(parents=True, exist_ok=True, mode=0o700)
-    with (state / "lock").open("a+") as lock:
+    try:
+        state.mkdir(parents=True, exist_ok=True, mode=0o700)
+        lock_file = (state / "lock").open("a+")
+    except OSError as error:
+        raise CodeParrotError(
+            f"cannot use {state}: {error.strerror}; set CODEPARROT_STATE to another folder"
+        ) from error
+    with lock_file as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
@@ -95,6 +113,10 @@ def _store(state: Path, uri: str) -> Iterator[tuple[Mapping[str, str], list[str]
         print(f"the embedded object store does not exist for this platform; using {folder} instead")
         yield {}, ["--set", f"storage.uri={folder}"]
     else:
+        for name in SHADOWING:  # they would win over the store's own credentials
+            os.environ.pop(name, None)
+        hosts = [os.environ.get("NO_PROXY") or os.environ.get("no_proxy"), "127.0.0.1", "localhost"]
+        os.environ["NO_PROXY"] = os.environ["no_proxy"] = ",".join(filter(None, hosts))
         with local_store.running(state / "store", bucket) as store:
             yield store.environment(), []
 
@@ -104,24 +126,25 @@ def _run(stage: str, arguments: list[str], environment: Mapping[str, str]) -> in
     process = subprocess.Popen(  # noqa: S603
         [sys.executable, "-m", f"ray_jobs.{stage}", *arguments],
         env={**os.environ, **environment},
-        preexec_fn=local_store.end_with_parent,
+        preexec_fn=_begin_child,
     )
-
-    def forward(number: int, _: object) -> None:
-        # A Ctrl-C at a terminal has reached the whole process group already.
-        if number == signal.SIGTERM or os.getpgid(process.pid) != os.getpgrp():
-            process.send_signal(number)
-
-    previous = {number: signal.signal(number, forward) for number in SIGNALS}
+    for number in SIGNALS:  # a Ctrl-C at a terminal reaches the stage twice; it heeds the first
+        signal.signal(number, lambda number, _: process.send_signal(number))
     code = process.wait()
-    for number, handler in previous.items():
-        signal.signal(number, handler)
+    for number in SIGNALS:  # what is left to do, the store's end, is short and must not be cut off
+        signal.signal(number, signal.SIG_IGN)
     if -code in SIGNALS:  # before it could handle them
         raise Interrupted(f"stopped by {signal.Signals(-code).name}; the same command continues where it was")
     if code < 0:
         print(f"error: {stage} was killed by {signal.Signals(-code).name}; run the same command to continue")
         return 1
     return code
+
+
+def _begin_child() -> None:
+    """Signals wait until the stage can handle them, which is after its imports (`interruptible`)."""
+    local_store.end_with_parent()
+    signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
 
 
 if __name__ == "__main__":

@@ -161,7 +161,6 @@ STAGE = Stage(
     makes="packed",
     inputs=("curated", "tokenizer"),
     settings=lambda recipe: stage_settings(recipe, "pack"),
-    code=("codeparrot.tokenizer", "codeparrot.packing", "ray_jobs.pack"),
     run=run,
     summary=summary,
 )

@@ -10,13 +10,15 @@ from typing import Any
 
 from rich.markup import escape
 from rich.table import Table
+from rich.text import Text
 
 from codeparrot.config import Recipe
 from codeparrot.manifest import Manifest
+from codeparrot.plots import visible
 from codeparrot.storage import LocalStorage, Storage
 from ray_jobs import report
 from ray_jobs.progress import console, duration
-from ray_jobs.stage import Outcome, command, prefix_of, run_stage, state_folder
+from ray_jobs.stage import Outcome, command, run_stage, state_folder
 
 STAGES = (*report.SHOWN, report.STAGE)
 
@@ -32,7 +34,7 @@ def run_pipeline(recipe: Recipe, storage: Storage) -> None:
     values = summary(recipe, storage, outcomes, manifests, pairs, folder / "export")
     text = json.dumps(values, indent=2, ensure_ascii=False).encode()
     local.write("summary.json", text)
-    storage.write(f"{prefix_of('run', recipe)}/summary.json", text)
+    storage.write(f"{recipe.prefix_of('run')}/summary.json", text)
     local.write(report.PAGE, manifests["report"].read(storage, report.PAGE))
     show(outcomes, pairs)
     console.print(f"\nsummary  {escape(str(folder / 'summary.json'))}\nreport   {escape(str(folder / report.PAGE))}")
@@ -90,7 +92,8 @@ def show(outcomes: list[Outcome], completions: list[dict[str, str]]) -> None:
     table.add_row("total", "", duration(total), "", "")
     console.print(table)
     for pair in completions:
-        console.print(f"\n[bold]{escape(pair['prompt'])}[/bold]{escape(pair['completion'])}")
+        # Untrusted text: neither control sequences nor markup nor emoji codes of it may act.
+        console.print(Text.assemble("\n", (visible(pair["prompt"]), "bold"), visible(pair["completion"])))
 
 
 if __name__ == "__main__":

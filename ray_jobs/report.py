@@ -64,7 +64,6 @@ STAGE = Stage(
     makes="report",
     inputs=tuple(stage.makes for stage in SHOWN),
     settings=lambda recipe: recipe.model_dump(mode="json"),
-    code=("codeparrot.report", "ray_jobs.report"),
     run=run,
     summary=summary,
 )

@@ -18,13 +18,14 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from codeparrot import errors
+from codeparrot.code_version import code_version
 from codeparrot.config import Recipe, dump_recipe, load_recipe
+from codeparrot.lease import Lease, holding
 from codeparrot.manifest import (
     Attempt,
     File,
     Manifest,
     changed_settings,
-    code_version,
     load_manifest,
     require_manifest,
 )
@@ -54,13 +55,6 @@ def state_folder() -> Path:
     return Path(os.environ.get("CODEPARROT_STATE") or ".codeparrot").absolute()
 
 
-def prefix_of(noun: str, recipe: Recipe) -> str:
-    """Where a noun lies, relative to the base of the storage."""
-    run = f"runs/{recipe.run_name}"
-    of_a_run = {noun: f"{run}/{noun}" for noun in ("evaluation", "completions", "report")}
-    return {"run": run, **of_a_run}.get(noun, noun)
-
-
 @dataclass(frozen=True)
 class Work:
     """What a stage is given to do."""
@@ -71,6 +65,8 @@ class Work:
     inputs: Mapping[str, Manifest]
     plan: Any
     """What the stage's `plan` returned."""
+    lease: Lease
+    """Held for as long as the stage runs."""
 
 
 Output = tuple[Sequence[File], Mapping[str, Any]]
@@ -86,8 +82,6 @@ class Stage:
     inputs: tuple[str, ...]
     settings: Callable[[Recipe], Mapping[str, Any]]
     """The settings that its output depends on."""
-    code: tuple[str, ...]
-    """The modules that its output depends on; they are part of its fingerprint."""
     run: Callable[[Work], Output]
     summary: Callable[[Manifest], tuple[str, str]]
     """What came in and what went out, for the table at the end."""
@@ -97,6 +91,11 @@ class Stage:
     @property
     def name(self) -> str:
         return MADE_BY[self.makes]
+
+    @property
+    def code(self) -> str:
+        """The version of the code that shapes its output, part of its fingerprint."""
+        return code_version(f"ray_jobs.{self.name}")
 
 
 @dataclass(frozen=True)
@@ -115,21 +114,24 @@ def run_stage(stage: Stage, recipe: Recipe, storage: Storage) -> Outcome:
     """Bring the stage's output up to date. Raises CodeParrotError."""
     check()
     began = time.monotonic()
-    inputs = {noun: require_manifest(storage, prefix_of(noun, recipe), MADE_BY[noun]) for noun in stage.inputs}
+    inputs = {noun: require_manifest(storage, recipe.prefix_of(noun), MADE_BY[noun]) for noun in stage.inputs}
     digests = {noun: manifest.digest for noun, manifest in inputs.items()}
     plan = None
     if stage.plan is not None:
         digests["plan"], plan = stage.plan(recipe)
-    prefix = prefix_of(stage.makes, recipe)
-    attempt = Attempt(storage, stage.name, prefix, stage.settings(recipe), digests, code_version(stage.code))
+    prefix = recipe.prefix_of(stage.makes)
+    attempt = Attempt(storage, stage.name, prefix, stage.settings(recipe), digests, stage.code)
     committed = load_manifest(storage, prefix)
-    status = "up to date" if attempt.up_to_date(committed) else "done"
+    missing = committed.missing(storage) if committed else []
+    status = "up to date" if attempt.up_to_date(committed) and not missing else "done"
     if committed is None or status == "done":
-        _announce(attempt, committed)
-        attempt.clear(committed)
-        files, counts = stage.run(Work(recipe, storage, attempt, inputs, plan))
-        check()
-        committed = attempt.commit(files, counts)
+        with holding(storage, prefix) as lease:
+            _announce(attempt, committed, missing)
+            attempt.clear(load_manifest(storage, prefix))  # anew: another run may have committed until now
+            files, counts = stage.run(Work(recipe, storage, attempt, inputs, plan, lease))
+            check()
+            lease.renew()
+            committed = attempt.commit(files, counts)
     seconds = time.monotonic() - began
     outcome = Outcome(stage.name, status, seconds, committed, stage.summary(committed))
     came, went = outcome.summary
@@ -137,7 +139,7 @@ def run_stage(stage: Stage, recipe: Recipe, storage: Storage) -> Outcome:
     return outcome
 
 
-def _announce(attempt: Attempt, committed: Manifest | None) -> None:
+def _announce(attempt: Attempt, committed: Manifest | None, missing: Sequence[str]) -> None:
     if committed is None:
         logger.info("%-16s starting", attempt.stage)
         return
@@ -145,6 +147,8 @@ def _announce(attempt: Attempt, committed: Manifest | None) -> None:
     reasons += [f"{noun} changed" for noun in attempt.inputs if committed.inputs.get(noun) != attempt.inputs[noun]]
     if committed.code != attempt.code:
         reasons.append("its code changed")
+    if missing:
+        reasons.append(f"{len(missing)} of its files are gone")
     logger.info("%-16s again, since %s; the old output stays valid until then", attempt.stage, "; ".join(reasons))
 
 
@@ -196,22 +200,31 @@ def parse(name: str, arguments: Sequence[str] | None = None) -> argparse.Namespa
 
 def guarded(options: argparse.Namespace, action: Callable[[Recipe], object]) -> int:
     """Run `action` on the recipe; every way it can end becomes one line and an exit code."""
-    try:
+
+    def attempt() -> int:
         recipe = load_recipe(options.config, options.overrides)
         if options.dry_run:
             print(dump_recipe(recipe), end="")
-            return 0
-        with interruptible():
-            action(recipe)
+        else:
+            with interruptible():
+                action(recipe)
+        return 0
+
+    return reported(attempt, debug=options.debug)
+
+
+def reported(action: Callable[[], int], *, debug: bool) -> int:
+    """The exit code of `action`; an error becomes one line and the exit code that belongs to it."""
+    try:
+        return action()
     except errors.CodeParrotError as error:
-        if options.debug:
+        if debug:
             traceback.print_exc()
         print(f"{error.kind}: {error}", file=sys.stderr, flush=True)
         return error.exit_code
     except Exception as error:  # noqa: BLE001 - the last line of defence for a person at a terminal
-        if options.debug:
+        if debug:
             traceback.print_exc()
         text = " ".join(str(error).split())[:500]
         print(f"error: unexpected {type(error).__name__}: {text}; --debug shows where", file=sys.stderr, flush=True)
         return 1
-    return 0

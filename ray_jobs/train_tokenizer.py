@@ -5,6 +5,7 @@ from functools import partial
 from typing import Any
 
 from codeparrot.documents import from_parquet
+from codeparrot.draws import uniform
 from codeparrot.manifest import File, Manifest, write_file
 from codeparrot.storage import open_storage
 from codeparrot.tokenizer import (
@@ -28,6 +29,7 @@ def run(work: Work) -> Output:
         folder=work.attempt.folder,
         curated=curated,
         settings=recipe.tokenizer,
+        seed=recipe.seed,
         max_seq_len=recipe.pack.max_seq_len,
     )
     tokenizer_json, files = spread("train_tokenizer", [curated.names("train/")], train, unit="tokenizers")[0]
@@ -49,19 +51,17 @@ def _train(
     folder: str,
     curated: Manifest,
     settings: TokenizerSettings,
+    seed: int,
     max_seq_len: int,
 ) -> tuple[str, list[File]]:
     storage = open_storage(uri)
+    counts: Any = curated.counts["splits"]["train"]
+    share = settings.max_training_bytes / max(1, counts["size_bytes"])
     texts: list[bytes] = []
-    room = settings.max_training_bytes
     for name in names:
-        for content in from_parquet(curated.read(storage, name), ["content"])["content"].to_pylist():
-            text = content.encode()
-            if len(text) <= room:
-                texts.append(text)
-                room -= len(text)
-        if room <= 0:
-            break
+        rows = from_parquet(curated.read(storage, name), ["content", "sha256"]).to_pylist()
+        chosen = (row for row in rows if share >= 1 or uniform(seed, "tokenizer", row["sha256"]) < share)
+        texts += [row["content"].encode() for row in chosen]
     tokenizer_json = train_tokenizer(texts, settings.vocab_size)
     named = tokenizer_files(tokenizer_json, max_seq_len)
     return tokenizer_json, [write_file(storage, folder, name, data) for name, data in named.items()]
@@ -87,8 +87,7 @@ def summary(manifest: Manifest) -> tuple[str, str]:
 STAGE = Stage(
     makes="tokenizer",
     inputs=("curated",),
-    settings=lambda recipe: stage_settings(recipe, "tokenizer") | {"max_seq_len": recipe.pack.max_seq_len},
-    code=("codeparrot.tokenizer", "ray_jobs.train_tokenizer"),
+    settings=lambda recipe: stage_settings(recipe, "seed", "tokenizer") | {"max_seq_len": recipe.pack.max_seq_len},
     run=run,
     summary=summary,
 )

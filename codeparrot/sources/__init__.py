@@ -7,7 +7,6 @@ depends on the seed and on each entry alone, never on the order of a directory l
     directory   any folder of code
 """
 
-import hashlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Protocol
@@ -15,6 +14,7 @@ from typing import Annotated, Protocol
 from pydantic import Field, PositiveInt, model_validator
 
 from codeparrot.documents import Document, ReadReason, document_id, make_document
+from codeparrot.draws import key
 from codeparrot.errors import EmptyCorpusError
 from codeparrot.settings import Settings
 from codeparrot.sources.directory import DirectorySettings, DirectorySource
@@ -94,9 +94,8 @@ def choose(entries: Iterable[Entry], *, seed: int, max_bytes: int | None, max_fi
     return sorted(chosen, key=lambda entry: (entry.source, entry.repository, entry.path))
 
 
-def _rank(seed: int, entry: Entry) -> bytes:
-    key = f"{seed}\0{document_id(entry.source, entry.repository, entry.path)}"
-    return hashlib.blake2b(key.encode(), digest_size=16).digest()
+def _rank(seed: int, entry: Entry) -> int:
+    return key(seed, "choose", document_id(entry.source, entry.repository, entry.path))
 
 
 def shards(entries: Sequence[Entry], shard_bytes: int) -> list[list[Entry]]:

@@ -5,17 +5,23 @@ Each immediate subfolder is a repository (so that the validation split can keep 
 devices) are not offered. The folder must be visible, under the same path, on every node that collects.
 """
 
+import logging
 import os
 import stat
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from codeparrot.errors import SourceError
+from codeparrot.licenses import spdx
 from codeparrot.settings import Settings
 from codeparrot.sources.entry import Entry, matches, printable
+
+logger = logging.getLogger(__name__)
+
+NOT_ONES_OWN = (".git", ".hg", ".nox", ".svn", ".tox", ".venv", "__pycache__", "node_modules", "site-packages", "venv")
 
 
 class DirectorySettings(Settings):
@@ -36,6 +42,15 @@ class DirectorySettings(Settings):
     """Globs on the path in the folder or on the file name."""
     exclude: tuple[str, ...] = ()
     """Globs that win over `include`."""
+    exclude_folders: tuple[str, ...] = NOT_ONES_OWN
+    """Names of folders to pass over, wherever they stand: what is in them is somebody else's code, or no code."""
+
+    @field_validator("license")
+    @classmethod
+    def _is_spdx(cls, license: str | None) -> str | None:
+        if license is not None and spdx(license) is None:
+            raise ValueError("not an SPDX expression; write for example Apache-2.0 or LicenseRef-Proprietary")
+        return license and spdx(license)
 
 
 class DirectorySource:
@@ -47,8 +62,9 @@ class DirectorySource:
     def entries(self) -> Sequence[Entry]:
         root = self._root()
         found: list[Entry] = []
-        for folder, subfolders, names in os.walk(os.fsencode(root), followlinks=False):
-            subfolders.sort()
+        for folder, subfolders, names in os.walk(os.fsencode(root), onerror=self._warn, followlinks=False):
+            passed_over = set(map(os.fsencode, self.settings.exclude_folders))
+            subfolders[:] = sorted(name for name in subfolders if name not in passed_over)
             for name in sorted(names):
                 entry = self._entry(os.fsencode(root), os.path.join(folder, name))
                 if entry is not None:
@@ -73,6 +89,14 @@ class DirectorySource:
         if not os.access(root, os.R_OK | os.X_OK):
             raise SourceError(f"{where}no permission to read folder {root}")
         return root
+
+    def _warn(self, error: OSError) -> None:
+        logger.warning(
+            "source %r: passed over folder %s: %s",
+            self.settings.name,
+            printable(os.fsencode(error.filename)),
+            error.strerror,
+        )
 
     def _entry(self, root: bytes, location: bytes) -> Entry | None:
         path = printable(os.path.relpath(location, root))

@@ -62,7 +62,7 @@ def micro_recipe() -> dict[str, Any]:
             "log_every_steps": 1,
             "eval_every_steps": 4,
             "eval_rows": 8,
-            "checkpoint_every_steps": 3,
+            "checkpoint": {"every_steps": 3},
         },
         "evaluate": {"batch_size": 32, "max_rows": 64, "num_workers": 1},
         "generate": {"prompts": ["fit random forest classifier", "def ", "import "], "max_new_tokens": 8},

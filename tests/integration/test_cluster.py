@@ -16,7 +16,7 @@ import yaml
 
 from codeparrot.local_store import LocalStore
 from codeparrot.manifest import load_manifest
-from codeparrot.storage import S3Storage
+from codeparrot.s3 import S3Storage
 from tests.integration.conftest import ROOT, Process, micro_recipe
 
 RAY = str(Path(sys.executable).parent / "ray")

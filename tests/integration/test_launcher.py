@@ -87,7 +87,7 @@ def test_a_full_disk_under_the_store_is_named_and_nothing_is_lost(machine: Machi
 
 
 def test_on_a_terminal_progress_is_one_live_line_with_rate_and_time_left(machine: Machine) -> None:
-    machine.values["train"] |= {"num_workers": 1, "max_steps": 60, "checkpoint_every_steps": 60}
+    machine.values["train"] |= {"num_workers": 1, "max_steps": 60, "checkpoint": {"every_steps": 60}}
     for stage in ("collect", "curate", "train_tokenizer", "pack"):
         machine.run(stage)
     text = on_a_terminal(machine, "train")

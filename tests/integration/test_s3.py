@@ -17,7 +17,8 @@ from codeparrot.errors import (
 )
 from codeparrot.local_store import LocalStore
 from codeparrot.manifest import Attempt, load_manifest
-from codeparrot.storage import S3Storage, Storage, open_storage
+from codeparrot.s3 import S3Storage
+from codeparrot.storage import Storage, open_storage
 
 CREDENTIALS = "[default]\naws_access_key_id = {key}\naws_secret_access_key = {secret}\n"
 

@@ -16,9 +16,9 @@ class DyingStorage(LocalStorage):
         super().__init__(directory)
         self.num_changes = num_changes
 
-    def write(self, path: str, data: bytes, *, only_if_absent: bool = False) -> None:
+    def write(self, path: str, data: bytes, *, only_if_absent: bool = False, if_match: str | None = None) -> str:
         self._live()
-        super().write(path, data, only_if_absent=only_if_absent)
+        return super().write(path, data, only_if_absent=only_if_absent, if_match=if_match)
 
     def delete(self, paths: Iterable[str]) -> None:
         for path in paths:

@@ -5,8 +5,8 @@ from typing import Any
 import pytest
 import torch
 
-from codeparrot.generate import GenerateSettings, complete, export_files, load_model
-from codeparrot.model import ModelSettings, build_model, model_config
+from codeparrot.generate import GenerateSettings, complete
+from codeparrot.model import ModelSettings, build_model, export_files, load_model, model_config
 from codeparrot.tokenizer import Encoder, train_tokenizer
 
 TEXT = b"def add_numbers(a, b):\n    return a + b\n" * 50

@@ -14,7 +14,6 @@ from codeparrot.manifest import (
     Manifest,
     canonical,
     changed_settings,
-    code_version,
     load_manifest,
     require_manifest,
     write_file,
@@ -225,19 +224,6 @@ def test_a_file_may_be_written_by_a_process_that_knows_only_the_folder(storage: 
     manifest = work.commit([write_file(storage, work.folder, "a", b"text")], {})
     assert manifest.read(storage, "a") == b"text"
     assert manifest.file("a").size_bytes == 4
-
-
-def test_the_version_of_the_code_follows_the_source_of_each_module(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.syspath_prepend(tmp_path)
-    (tmp_path / "first_module.py").write_text("x = 1\n")
-    (tmp_path / "second_module.py").write_text("y = 1\n")
-    names = ("first_module", "second_module")
-    before = code_version(names)
-    assert before == code_version(reversed(names))
-    (tmp_path / "second_module.py").write_text("y = 2\n")
-    assert code_version(names) != before
 
 
 @given(st.dictionaries(st.text(), st.integers() | st.text() | st.lists(st.none() | st.booleans())))

@@ -2,7 +2,8 @@
 
 import json
 import multiprocessing
-from collections.abc import Iterator, Mapping
+import threading
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,14 +12,16 @@ import pytest
 import torch
 
 from codeparrot import train
-from codeparrot.checkpoint import CheckpointStore
+from codeparrot.checkpoint import CheckpointStore, Identity
 from codeparrot.dataloader import PackedRows
 from codeparrot.errors import TrainingError
 from codeparrot.manifest import Attempt, Manifest
 from codeparrot.model import ModelSettings, build_model, model_config, num_parameters
 from codeparrot.packing import to_npy
+from codeparrot.parallel import World
 from codeparrot.storage import LocalStorage
-from codeparrot.train import TrainingJob, TrainSettings, World, fit
+from codeparrot.train import fit
+from codeparrot.training_job import TrainingJob, TrainSettings, Unsupervised
 
 VOCAB_SIZE, MAX_SEQ_LEN, NUM_ROWS = 64, 16, 21
 SETTINGS: dict[str, Any] = {
@@ -31,7 +34,7 @@ SETTINGS: dict[str, Any] = {
     "log_every_steps": 1,
     "eval_every_steps": 3,
     "eval_rows": 3,
-    "checkpoint_every_steps": 2,
+    "checkpoint": {"every_steps": 2},
 }
 
 
@@ -52,9 +55,7 @@ def job(folder: Path, *, run: str = "run", dropout: float = 0.0, **settings: Any
     storage = LocalStorage(str(folder / "storage"))
     packed = packed_corpus(storage)
     train_settings = TrainSettings(**{**SETTINGS, **settings})
-    checkpoints = CheckpointStore(
-        storage, run, settings=train_settings.identity(), inputs={"packed": packed.digest}, num_to_keep=2
-    )
+    checkpoints = CheckpointStore(storage, run, Identity(train_settings.identity(), {"packed": packed.digest}))
     return TrainingJob(
         model=ModelSettings(n_layer=1, n_head=2, n_embd=8, dropout=dropout),
         train=train_settings,
@@ -71,8 +72,37 @@ def weights(trainer: train.Trainer) -> dict[str, list[float]]:
     return {name: value.flatten().tolist() for name, value in trainer.model.state_dict().items()}
 
 
-def watched(events: list[Mapping[str, Any]]) -> train.Observe:
-    return events.append
+class Watching(Unsupervised):
+    """Keeps what it is told; may have more to do about it, or ask for an end."""
+
+    def __init__(self, react: Callable[[Mapping[str, Any]], None] = lambda _: None, stop_at: int | None = None) -> None:
+        self.events: list[Mapping[str, Any]] = []
+        self._react = react
+        self._stop_at = stop_at
+
+    def observe(self, event: Mapping[str, Any]) -> None:
+        self.events.append(event)
+        self._react(event)
+
+    def stop_requested(self) -> bool:
+        return self._stop_at is not None and any(event["step"] >= self._stop_at for event in self.events)
+
+    def told(self, kind: str) -> list[int]:
+        """The steps of the events of a kind."""
+        return [event["step"] for event in self.events if event["kind"] == kind]
+
+
+def learned(trainer: train.Trainer) -> list[dict[str, Any]]:
+    """The history without what depends on the clock."""
+    clock = ("time", "tokens_per_second", "data_wait_seconds", "checkpoint_stall_seconds")
+    return [{name: value for name, value in event.items() if name not in clock} for event in trainer.history]
+
+
+def settle() -> None:
+    """Let the background threads of a run that was broken off end, as a killed process's do."""
+    for thread in threading.enumerate():
+        if thread.name == "checkpoint":
+            thread.join()
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -93,37 +123,35 @@ class Killed(Exception):
 def test_a_run_killed_after_any_step_ends_with_the_same_weights_and_the_same_curve(
     tmp_path: Path, kill_at: int, dropout: float
 ) -> None:
-    undisturbed = fit(job(tmp_path, run="a", dropout=dropout), World(), lambda _: None)
+    undisturbed = fit(job(tmp_path, run="a", dropout=dropout), World(), Unsupervised())
 
     def kill(event: Mapping[str, Any]) -> None:
         if event["kind"] == "step" and event["step"] == kill_at:
             raise Killed
 
     with pytest.raises(Killed):
-        fit(job(tmp_path, run="b", dropout=dropout), World(), kill)
-    events: list[Mapping[str, Any]] = []
-    resumed = fit(job(tmp_path, run="b", dropout=dropout), World(), watched(events))
+        fit(job(tmp_path, run="b", dropout=dropout), World(), Watching(kill))
+    settle()
+    watching = Watching()
+    resumed = fit(job(tmp_path, run="b", dropout=dropout), World(), watching)
 
     assert weights(resumed) == weights(undisturbed)
     last = (kill_at - 1) // 2 * 2  # a checkpoint at every second step; the kill comes before that of its own step
-    assert [event["step"] for event in events if event["kind"] == "resumed"] == ([last] if last else [])
-    for mine, theirs in zip(resumed.history, undisturbed.history, strict=True):
-        assert {k: v for k, v in mine.items() if k not in ("time", "tokens_per_second")} == {
-            k: v for k, v in theirs.items() if k not in ("time", "tokens_per_second")
-        }
+    assert all(step <= last and step % 2 == 0 for step in watching.told("resumed"))
+    assert learned(resumed) == learned(undisturbed)
 
 
 def test_a_finished_run_does_nothing_more(tmp_path: Path) -> None:
-    first = fit(job(tmp_path), World(), lambda _: None)
-    events: list[Mapping[str, Any]] = []
-    second = fit(job(tmp_path), World(), watched(events))
-    assert [event["kind"] for event in events] == ["resumed"]
+    first = fit(job(tmp_path), World(), Unsupervised())
+    watching = Watching()
+    second = fit(job(tmp_path), World(), watching)
+    assert [event["kind"] for event in watching.events] == ["resumed", "training"]
     assert weights(first) == weights(second)
 
 
 def test_the_size_of_micro_batches_does_not_change_what_is_learned(tmp_path: Path) -> None:
-    whole = fit(job(tmp_path, run="a", micro_batch_size=4), World(), lambda _: None)
-    single = fit(job(tmp_path, run="b", micro_batch_size=1), World(), lambda _: None)
+    whole = fit(job(tmp_path, run="a", micro_batch_size=4), World(), Unsupervised())
+    single = fit(job(tmp_path, run="b", micro_batch_size=1), World(), Unsupervised())
     for mine, theirs in zip(single.history, whole.history, strict=True):
         for key in ("loss", "grad_norm", "validation_loss"):
             assert mine.get(key, 0.0) == pytest.approx(theirs.get(key, 0.0), rel=1e-5)
@@ -132,7 +160,7 @@ def test_the_size_of_micro_batches_does_not_change_what_is_learned(tmp_path: Pat
 def _rank(rank: int, folder: str, port: int) -> None:
     torch.set_num_threads(1)
     torch.distributed.init_process_group("gloo", f"tcp://127.0.0.1:{port}", rank=rank, world_size=2)
-    trainer = fit(job(Path(folder), run="two"), World(rank, 2), lambda _: None)
+    trainer = fit(job(Path(folder), run="two"), World(rank, 2), Unsupervised())
     if rank == 0:
         result = {"history": trainer.history, "weights": weights(trainer)}
         (Path(folder) / "result.json").write_text(json.dumps(result))
@@ -140,7 +168,7 @@ def _rank(rank: int, folder: str, port: int) -> None:
 
 
 def test_two_ranks_see_the_same_rows_and_the_same_losses_as_one(tmp_path: Path, free_port: int) -> None:
-    one = fit(job(tmp_path, run="one"), World(), lambda _: None)
+    one = fit(job(tmp_path, run="one"), World(), Unsupervised())
     context = multiprocessing.get_context("spawn")
     ranks = [context.Process(target=_rank, args=(rank, str(tmp_path), free_port)) for rank in range(2)]
     for process in ranks:
@@ -155,29 +183,55 @@ def test_two_ranks_see_the_same_rows_and_the_same_losses_as_one(tmp_path: Path, 
                 assert mine[key] == pytest.approx(theirs[key], rel=1e-5)
 
 
-def test_a_loss_that_is_not_finite_stops_the_run_before_the_weights_are_touched(
+def test_a_gradient_that_is_not_finite_ends_the_run_with_the_weights_before_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    broken = job(tmp_path)
-    trainer = train.prepare(broken, World(), lambda _: None)
-    before = weights(trainer)
+    """The bad step is 3; the next log line comes at step 5, and the checkpoint of step 4 must not be written."""
+    fine = fit(job(tmp_path, run="fine", max_steps=3, warmup_steps=0), World(), Unsupervised())
+    broken = job(tmp_path, run="broken", warmup_steps=0, log_every_steps=5, eval_every_steps=100)
+    object.__setattr__(broken.train, "max_steps", 3)  # the same learning rates as above
+    trainer = train.prepare(broken, World(), Unsupervised())
+    for _ in range(3):
+        train.train_step(trainer)
+    assert weights(trainer) == weights(fine)
     monkeypatch.setattr(
         train, "row_nll", lambda model, rows: model(input_ids=rows).logits.sum(dim=(1, 2)) * float("nan")
     )
-    with pytest.raises(TrainingError, match=r"step 0: loss nan, gradient norm nan is not finite; rows \[\d+, "):
-        train.train_step(trainer)
-    assert weights(trainer) == before
+    loss, _ = train.train_step(trainer)
+    monkeypatch.undo()
+    train.train_step(trainer)
+    assert weights(trainer) == weights(fine)
+    with pytest.raises(TrainingError, match=r"step 3: the gradient is not finite; rows \[\d+, .*\] on rank 0 .rec"):
+        train.require_finite(trainer, loss)
+    with pytest.raises(TrainingError, match="step 3"):
+        train.save(trainer)
+    recorded = json.loads(broken.checkpoints.storage.read("broken/not-finite.json"))
+    assert recorded["rows_by_rank"]["0"] == trainer.order.global_batch(3, 4).tolist()
+
+
+def test_a_run_that_is_asked_to_stop_writes_a_checkpoint_first_and_loses_no_step(tmp_path: Path) -> None:
+    undisturbed = fit(job(tmp_path, run="a"), World(), Unsupervised())
+    stopped = fit(job(tmp_path, run="b", checkpoint={"every_steps": 100}), World(), Watching(stop_at=3))
+    assert stopped.stopped
+    assert stopped.writer.committed == stopped.step == 4  # one step later, so that ranks can agree on it
+    watching = Watching()
+    resumed = fit(job(tmp_path, run="b"), World(), watching)
+    assert watching.told("resumed") == [4]
+    assert weights(resumed) == weights(undisturbed)
+    assert learned(resumed) == learned(undisturbed)
 
 
 def test_operational_settings_do_not_make_another_training_of_it() -> None:
     base = TrainSettings(**SETTINGS)
-    assert TrainSettings(**{**SETTINGS, "num_workers": 4, "checkpoint_every_steps": 5}).identity() == base.identity()
+    assert (
+        TrainSettings(**{**SETTINGS, "num_workers": 4, "checkpoint": {"every_steps": 5}}).identity() == base.identity()
+    )
     assert TrainSettings(**{**SETTINGS, "learning_rate": 2e-2}).identity() != base.identity()
 
 
 def test_a_global_batch_that_the_workers_cannot_share_is_refused() -> None:
-    with pytest.raises(ValueError, match="must be a multiple of num_workers"):
-        TrainSettings(**{**SETTINGS, "num_workers": 3})
+    with pytest.raises(ValueError, match="must be at least num_workers"):
+        TrainSettings(**{**SETTINGS, "num_workers": 5})
 
 
 def test_gpt2_xl_with_the_vocabulary_of_the_slides_has_1529_6_million_parameters() -> None:

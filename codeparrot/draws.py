@@ -1,0 +1,17 @@
+"""Keyed randomness: every random choice is a pure function of the recipe's seed and of what it is for.
+
+So no random state has to be kept, and a choice never depends on the order in which choices are made.
+"""
+
+import hashlib
+
+
+def key(seed: int, *purpose: str | int, num_bits: int = 63) -> int:
+    """A number from 0 up to 2**num_bits: what `torch.manual_seed` takes, by default."""
+    text = "\0".join(map(str, (seed, *purpose))).encode("utf-8", "surrogatepass")
+    return int.from_bytes(hashlib.blake2b(text, digest_size=8).digest(), "big") >> (64 - num_bits)
+
+
+def uniform(seed: int, *purpose: str | int) -> float:
+    """A number from 0 up to 1."""
+    return key(seed, *purpose, num_bits=53) / 2**53

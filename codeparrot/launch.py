@@ -1,0 +1,140 @@
+"""From a recipe to a training job, and training it without Ray.
+
+    torchrun --nproc-per-node 4 -m codeparrot.launch --config recipes/tiny.yaml
+    python -m codeparrot.launch --config recipes/tiny.yaml
+
+train the rows that the stages before training have packed, in the same run, with the same checkpoints. SIGTERM ends
+them with a checkpoint. The export is the business of `python -m ray_jobs.train`, which then finds the last step done.
+"""
+
+import argparse
+import contextlib
+import logging
+import os
+import signal
+import sys
+from collections.abc import Iterator, Mapping
+from types import FrameType
+from typing import Any
+
+from codeparrot.checkpoint import CheckpointStore, Identity
+from codeparrot.code_version import code_version
+from codeparrot.config import Recipe, load_recipe
+from codeparrot.dataloader import PackedRows
+from codeparrot.errors import CodeParrotError
+from codeparrot.lease import Lease, holding
+from codeparrot.manifest import Manifest, require_manifest
+from codeparrot.parallel import World
+from codeparrot.storage import Storage, open_storage
+from codeparrot.train import fit
+from codeparrot.training_job import TrainingJob, Unsupervised
+
+logger = logging.getLogger(__name__)
+
+
+def checkpoint_store(recipe: Recipe, storage: Storage, packed: Manifest, tokenizer: Manifest) -> CheckpointStore:
+    """The checkpoints of the recipe's run on these inputs."""
+    identity = Identity(
+        settings={"seed": recipe.seed, "model": recipe.model.model_dump(mode="json"), "train": recipe.train.identity()},
+        inputs={"packed": packed.digest, "tokenizer": tokenizer.digest},
+        code=code_version("codeparrot.train"),
+        any_code=recipe.train.any_code_version,
+    )
+    settings = recipe.train.checkpoint
+    return CheckpointStore(
+        storage,
+        recipe.prefix_of("run"),
+        identity,
+        num_to_keep=settings.num_to_keep,
+        keep_every_steps=settings.keep_every_steps,
+    )
+
+
+def training_job(recipe: Recipe, storage: Storage, packed: Manifest, checkpoints: CheckpointStore) -> TrainingJob:
+    """The job that a recipe describes, on these rows."""
+    return TrainingJob(
+        model=recipe.model,
+        train=recipe.train,
+        seed=recipe.seed,
+        vocab_size=packed.counts["vocab_size"],
+        eos_token_id=packed.counts["eos_token_id"],
+        rows=PackedRows(storage, packed, "train", cache_bytes=recipe.train.cache_bytes),
+        validation=PackedRows(storage, packed, "validation", cache_bytes=recipe.train.cache_bytes),
+        checkpoints=checkpoints,
+    )
+
+
+class Terminal(Unsupervised):
+    """Prints events, and ends training on SIGTERM or SIGINT."""
+
+    def __init__(self, lease: Lease | None) -> None:
+        self._lease = lease
+        self._stop = False
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, self._request_stop)
+
+    def _request_stop(self, _: int, __: FrameType | None) -> None:
+        self._stop = True
+
+    def observe(self, event: Mapping[str, Any]) -> None:
+        shown = {name: f"{value:.6g}" if isinstance(value, float) else value for name, value in event.items()}
+        print(" ".join(f"{name}={value}" for name, value in shown.items()), flush=True)
+
+    def stop_requested(self) -> bool:
+        return self._stop
+
+    def guard(self) -> None:
+        if self._lease is not None:
+            self._lease.renew()
+
+
+def train(recipe: Recipe) -> int:
+    """Train on the ranks that torchrun has started, or in this process alone; returns the exit code."""
+    from torch import cuda, distributed
+
+    storage = open_storage(recipe.storage.uri)
+    packed = require_manifest(storage, recipe.prefix_of("packed"), "pack")
+    tokenizer = require_manifest(storage, recipe.prefix_of("tokenizer"), "train_tokenizer")
+    local_rank = int(os.environ.get("LOCAL_RANK", "0"))
+    device = f"cuda:{local_rank}" if recipe.train.use_gpu and cuda.is_available() else "cpu"
+    world = World(int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1")), device)
+    if world.world_size > 1:
+        distributed.init_process_group("nccl" if device != "cpu" else "gloo")
+    with _lease(storage, recipe, world) as lease:
+        checkpoints = checkpoint_store(recipe, storage, packed, tokenizer)
+        tokens: list[Any] = [f"{lease.sequence:08d}" if lease else None]
+        if world.world_size > 1:
+            distributed.broadcast_object_list(tokens)
+        checkpoints.token = tokens[0]
+        trainer = fit(training_job(recipe, storage, packed, checkpoints), world, Terminal(lease))
+    if world.world_size > 1:
+        distributed.destroy_process_group()
+    return 3 if trainer.stopped else 0
+
+
+@contextlib.contextmanager
+def _lease(storage: Storage, recipe: Recipe, world: World) -> Iterator[Lease | None]:
+    """Rank 0 holds the run's lease for all."""
+    if world.is_first:
+        with holding(storage, recipe.prefix_of("run")) as lease:
+            yield lease
+    else:
+        yield None
+
+
+def main() -> int:
+    """The command line."""
+    parser = argparse.ArgumentParser(prog="python -m codeparrot.launch", description="Train without Ray.")
+    parser.add_argument("--config", required=True, metavar="FILE", help="the recipe, a YAML file")
+    parser.add_argument("--set", action="append", default=[], metavar="KEY.PATH=VALUE", dest="overrides")
+    options = parser.parse_args()
+    logging.basicConfig(level=logging.WARNING, format="%(message)s")
+    try:
+        return train(load_recipe(options.config, options.overrides))
+    except CodeParrotError as error:
+        print(f"{error.kind}: {error}", file=sys.stderr, flush=True)
+        return error.exit_code
+
+
+if __name__ == "__main__":
+    sys.exit(main())

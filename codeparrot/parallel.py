@@ -1,0 +1,154 @@
+"""Ranks that train together: DDP or FSDP2 around a model, and how ranks agree.
+
+`ddp` keeps the whole model on every rank; `fsdp` shards weights, gradients and optimizer state over the ranks, for
+models that do not fit on one device (Zhao et al., "PyTorch FSDP", 2023). Seen from outside they do the same:
+gradients are averaged over the ranks in the last micro-batch of a step.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
+
+from codeparrot.evaluate import row_nll
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+
+T = TypeVar("T")
+
+ParallelKind = Literal["ddp", "fsdp"]
+
+
+@dataclass(frozen=True)
+class World:
+    """This process among all that train."""
+
+    rank: int = 0
+    world_size: int = 1
+    device: str = "cpu"
+
+    @property
+    def is_first(self) -> bool:
+        """Whether this rank speaks for all."""
+        return self.rank == 0
+
+
+def parallelize(model: "nn.Module", kind: ParallelKind, world: World, row: "torch.Tensor", *, compile: bool) -> Any:
+    """What to call instead of the model; its parameters are the model's. `row`: any token ids of shape (1, T)."""
+    import torch
+    from torch import distributed
+    from torch.nn.parallel import DistributedDataParallel
+
+    if world.world_size > 1:
+        assert distributed.is_initialized(), "the process group of the ranks must exist before fit()"
+    if world.world_size > 1 and kind == "fsdp":
+        _shard(model, world)
+    callee: Any = torch.compile(model) if compile else model
+    if world.world_size > 1 and kind == "ddp":
+        callee = DistributedDataParallel(callee, gradient_as_bucket_view=True)
+        _settle_buckets(callee, row)
+    return callee
+
+
+def _shard(model: Any, world: World) -> None:
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import fully_shard
+
+    mesh = init_device_mesh(world.device.split(":")[0], (world.world_size,))
+    for block in model.transformer.h:
+        fully_shard(block, mesh=mesh)
+    fully_shard(model, mesh=mesh)
+
+
+def _settle_buckets(parallel: "nn.Module", row: "torch.Tensor") -> None:
+    """One backward pass whose gradients are thrown away.
+
+    DDP orders its gradient buckets anew after the first backward pass of a process, and a sum over ranks depends on
+    where in a bucket a gradient lies, in the last bit. Without this, the first step after a restart would differ from
+    the same step of an undisturbed run.
+    """
+    row_nll(parallel, row).sum().backward()  # type: ignore[no-untyped-call]
+    parallel.zero_grad(set_to_none=True)
+
+
+@contextmanager
+def exchanging(parallel: Any, now: bool) -> Iterator[None]:
+    """A micro-batch; its gradients, with those before it, are averaged over the ranks only if `now`."""
+    if hasattr(parallel, "set_requires_gradient_sync"):  # FSDP2
+        parallel.set_requires_gradient_sync(now)
+        yield
+    elif hasattr(parallel, "no_sync") and not now:  # DDP
+        with parallel.no_sync():
+            yield
+    else:
+        yield
+
+
+def whole(tensor: "torch.Tensor") -> "torch.Tensor":
+    """The tensor, put together from the shards of all ranks if it is sharded. Collective."""
+    return tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
+
+
+def like(values: "torch.Tensor", tensor: "torch.Tensor") -> "torch.Tensor":
+    """`values`, whole on every rank, laid out as `tensor` is: on its device, sharded if it is."""
+    from torch.distributed.tensor import DTensor, distribute_tensor
+
+    if isinstance(tensor, DTensor):
+        placed: torch.Tensor = distribute_tensor(values.to(tensor.device), tensor.device_mesh, tensor.placements)
+        return placed
+    return values.to(tensor.device)
+
+
+class Agreement:
+    """What all ranks know at the same step, without waiting for one another.
+
+    Flags travel beside the step that follows them, over a group of their own on the host, so nothing on the device
+    is waited for.
+    """
+
+    def __init__(self, world: World) -> None:
+        from torch import distributed
+
+        self._group: Any = distributed.new_group(backend="gloo") if world.world_size > 1 else None
+        self._flags: Any = None
+        self._pending: Any = None
+
+    def exchange(self, *flags: bool) -> tuple[bool, ...]:
+        """Offer flags; returns for each whether any rank had offered it in the call before. Collective."""
+        import torch
+        from torch import distributed
+
+        if self._pending is not None:
+            self._pending.wait()
+        seen = tuple(map(bool, self._flags.tolist())) if self._flags is not None else (False,) * len(flags)
+        self._flags = torch.tensor(flags, dtype=torch.int32)
+        if self._group is not None:
+            self._pending = distributed.all_reduce(
+                self._flags, distributed.ReduceOp.MAX, group=self._group, async_op=True
+            )
+        return seen
+
+    def close(self) -> None:
+        """End it: what is under way must not outlive the process group. Collective."""
+        from torch import distributed
+
+        if self._group is not None:
+            if self._pending is not None:
+                self._pending.wait()
+            distributed.destroy_process_group(self._group)
+
+    def from_first(self, value: T) -> T:
+        """The value of rank 0, on all ranks. Collective."""
+        return self.all(value)[0]
+
+    def all(self, value: T) -> list[T]:
+        """The values of all ranks, by rank. Collective."""
+        from torch import distributed
+
+        if self._group is None:
+            return [value]
+        values: list[Any] = [None] * distributed.get_world_size(self._group)
+        distributed.all_gather_object(values, value, group=self._group)
+        return values

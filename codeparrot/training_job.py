@@ -1,0 +1,130 @@
+"""What a training run is: its settings, its inputs, and who watches over it."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal, Protocol
+
+from pydantic import Field, PositiveInt, model_validator
+
+from codeparrot.checkpoint import CheckpointStore
+from codeparrot.checkpoint_writer import CheckpointSettings
+from codeparrot.dataloader import CACHE_BYTES, PackedRows
+from codeparrot.model import ModelSettings
+from codeparrot.optimizer import OptimizerSettings
+from codeparrot.parallel import ParallelKind
+from codeparrot.settings import Resources
+
+OPERATIONAL = {
+    "num_workers",
+    "micro_batch_size",
+    "parallel",
+    "compile",
+    "activation_checkpointing",
+    "log_every_steps",
+    "eval_every_steps",
+    "eval_rows",
+    "checkpoint",
+    "any_code_version",
+    "cache_bytes",
+    "max_failures",
+    "resources_per_worker",
+    "use_gpu",
+    "placement_timeout_seconds",
+}
+"""Settings that do not shape the trained model, but for rounding: they may change between the attempts of a run."""
+
+
+class TrainSettings(OptimizerSettings):
+    """One training run."""
+
+    max_steps: PositiveInt
+    global_batch_size: PositiveInt
+    """Rows of one step over all ranks."""
+    micro_batch_size: PositiveInt
+    """Most rows of one forward pass on one rank."""
+    num_workers: PositiveInt = 4
+    """Ray Train workers, one rank each."""
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    """auto: bf16 on a GPU that computes in it, else fp32."""
+    parallel: ParallelKind = "ddp"
+    """ddp: the whole model on every rank. fsdp: sharded, for models that do not fit on one device."""
+    compile: bool = False
+    """Compile the model: pays for large models on GPUs, not for small ones on CPUs."""
+    activation_checkpointing: bool = False
+    """Compute activations again in the backward pass instead of keeping them: less memory, a third more work."""
+    shuffle_shards: PositiveInt = 16
+    """Packed shards whose rows are shuffled together; the local cache holds two times as many."""
+    cache_bytes: PositiveInt = CACHE_BYTES
+    """Of packed shards on the local disk of a node."""
+    log_every_steps: PositiveInt = 10
+    eval_every_steps: PositiveInt = 100
+    eval_rows: PositiveInt = 256
+    """Rows of the validation split, evenly spread, to evaluate during training."""
+    checkpoint: CheckpointSettings = CheckpointSettings()
+    any_code_version: bool = False
+    """Continue from checkpoints that another version of this project's code has made."""
+    max_failures: int = Field(default=3, ge=0)
+    """Restarts of the worker group after failures before training is given up."""
+    resources_per_worker: Resources = {"CPU": 1}
+    """Ray resources of one worker; fractions let four workers share two cores."""
+    use_gpu: bool = False
+    placement_timeout_seconds: float = Field(default=30, gt=0)
+    """How long to wait for the cluster to have room for all workers."""
+
+    @model_validator(mode="after")
+    def _enough_rows(self) -> "TrainSettings":
+        if self.global_batch_size < self.num_workers:
+            raise ValueError(
+                f"global_batch_size ({self.global_batch_size}) must be at least num_workers ({self.num_workers})"
+            )
+        return self
+
+    def identity(self) -> dict[str, Any]:
+        """The settings that shape the trained model."""
+        return self.model_dump(mode="json", exclude=OPERATIONAL)
+
+
+class Supervisor(Protocol):
+    """Whoever runs the ranks: is told what happens, and may end training early."""
+
+    def observe(self, event: Mapping[str, Any]) -> None:
+        """Receives {"kind": "step" | "evaluation" | "checkpoint" | ..., "step": ..., ...}. On rank 0 only."""
+
+    def stop_requested(self) -> bool:
+        """Whether training is to end after a checkpoint. Asked at every step, so it must not wait."""
+
+    def preempted(self) -> bool:
+        """The same, for a node that is about to go. Collective: asked on all ranks at the same step, now and then."""
+
+    def guard(self) -> None:
+        """Raise LeaseLost if this attempt may not commit any more."""
+
+
+class Unsupervised:
+    """One process that nobody watches."""
+
+    def observe(self, event: Mapping[str, Any]) -> None:
+        """Nobody looks."""
+
+    def stop_requested(self) -> bool:
+        return False
+
+    def preempted(self) -> bool:
+        return False
+
+    def guard(self) -> None:
+        """Nobody else writes."""
+
+
+@dataclass(frozen=True)
+class TrainingJob:
+    """Everything a training run needs to know."""
+
+    model: ModelSettings
+    train: TrainSettings
+    seed: int
+    vocab_size: int
+    eos_token_id: int
+    rows: PackedRows
+    validation: PackedRows
+    checkpoints: CheckpointStore
