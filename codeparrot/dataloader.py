@@ -70,7 +70,7 @@ class PackedRows:
     def order(self, seed: int, window_shards: int) -> DataOrder:
         """The order in which to train on these rows. Raises ManifestError if the cache is too small for it."""
         largest = sorted((file.size_bytes for file in self._files), reverse=True)
-        needed = sum(largest[: 2 * window_shards])
+        needed = sum(largest[: 2 * window_shards + 1])  # a short shard shifts the windows after it
         if needed > self._cache_bytes:
             raise ManifestError(
                 f"train.cache_bytes: {self._cache_bytes:,} is too small for two windows of {window_shards} shards "
@@ -103,7 +103,7 @@ class PackedRows:
         self._ahead.start()
 
     def _fetch_ahead(self, shards: list[int]) -> None:
-        evict(self._cache, self._cache_bytes, keep={self._files[shard].sha256 for shard in shards})
+        self._make_room(shards)
         for shard in shards:
             if shards is not self._wanted:
                 return
@@ -111,6 +111,14 @@ class PackedRows:
                 self._shard(shard)
             except Exception as error:  # noqa: BLE001 - whoever needs the shard tries again, and tells
                 logger.warning("could not fetch %s ahead of its use: %s", self._files[shard].name, error)
+
+    def _make_room(self, shards: list[int]) -> None:
+        sizes = {self._files[shard].sha256: self._files[shard].size_bytes for shard in shards}
+        room = sum(size for sha256, size in sizes.items() if not (self._cache / f"{sha256}.npy").exists())
+        try:
+            evict(self._cache, self._cache_bytes - room, keep=sizes)
+        except OSError as error:
+            logger.warning("cannot delete shards in %s: %s", self._cache, error.strerror)
 
     def _shard(self, index: int) -> npt.NDArray[Any]:
         found = self._open.get(index)
@@ -147,10 +155,12 @@ class PackedRows:
 def evict(folder: Path, max_bytes: int, keep: Collection[str]) -> None:
     """Delete the least recently used shards beyond `max_bytes`, but none of those to keep.
 
-    A process that has a deleted file open goes on reading it.
+    A process that has a deleted file open goes on reading it; one that is opening it is waited for.
     """
     files = []
-    for path in folder.glob("*.npy"):
+    for path in cached(folder):
+        if path.suffix != ".npy":
+            continue
         try:
             status = path.stat()
         except FileNotFoundError:
@@ -159,7 +169,8 @@ def evict(folder: Path, max_bytes: int, keep: Collection[str]) -> None:
     total = sum(size for _, _, size in files)
     for _, path, size in sorted(files):
         if total > max_bytes and path.stem not in keep:
-            path.unlink(missing_ok=True)
+            with _alone(path.with_suffix(".lock")):
+                path.unlink(missing_ok=True)
             total -= size
 
 

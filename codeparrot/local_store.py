@@ -17,6 +17,7 @@ for idle connections, and what it has acknowledged is with the kernel by then.
 import contextlib
 import ctypes
 import json
+import logging
 import os
 import secrets
 import shutil
@@ -25,6 +26,7 @@ import socket
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -32,10 +34,14 @@ from pathlib import Path
 from typing import Any
 
 from codeparrot.errors import CodeParrotError, StorageError, StoreUnreachable
+from codeparrot.ports import same_as_last_time
 from codeparrot.s3 import s3_client
+
+logger = logging.getLogger(__name__)
 
 START_TIMEOUT_SECONDS = 60.0
 STOP_TIMEOUT_SECONDS = 1.0
+WATCH_SECONDS = 0.5
 NUM_START_ATTEMPTS = 3
 PORTS = tuple(f"{part}.{kind}" for part in ("s3", "master", "volume", "filer") for kind in ("port", "port.grpc"))
 PROBE = ".codeparrot-probe"
@@ -48,6 +54,10 @@ class LocalStore:
 
     endpoint: str
     credentials: Path
+
+    def client(self) -> Any:
+        """A client of boto3 for it, whatever the environment says."""
+        return s3_client(self.endpoint, **_read_credentials(self.credentials))
 
     def environment(self) -> dict[str, str]:
         """The variables by which every S3 client finds it; none of them is a secret."""
@@ -65,23 +75,48 @@ def available() -> str | None:
 
 
 @contextlib.contextmanager
-def running(state: Path, bucket: str) -> Iterator[LocalStore]:
+def running(state: Path, bucket: str, *, revive: bool = False) -> Iterator[LocalStore]:
     """A server with this bucket for the length of a `with` block: the one that runs already, or one of our own.
 
-    Raises StorageError if it does not start.
+    `revive`: start our own again, at the same endpoint, if it dies. Raises StorageError if it does not start.
     """
     state = state.absolute()
-    store, process = _running_store(state), None
-    if store is None:
-        process, store = _start(state, bucket)
-    else:
+    store = _running_store(state)
+    if store is not None:
         _create_bucket(store, bucket)
-    try:
         yield store
+        return
+    process, store = _start(state, bucket)
+    with contextlib.ExitStack() as stack:
+        stack.callback(_forget, state)
+        if revive:
+            stack.enter_context(_revived(state, bucket, process))
+        else:
+            stack.callback(_end, process.pid, process)
+        yield store
+
+
+@contextlib.contextmanager
+def _revived(state: Path, bucket: str, process: "subprocess.Popen[bytes]") -> Iterator[None]:
+    """Start the server again whenever it ends within the `with` block; end it afterwards."""
+    over = threading.Event()
+
+    def watch() -> None:
+        server = process
+        while not over.wait(WATCH_SECONDS):
+            if server.poll() is not None:
+                logger.warning("the embedded object store died; starting it again")
+                with contextlib.suppress(StorageError):  # then try again
+                    server, _ = _start(state, bucket, same_ports=True)
+        _end(server.pid, server)
+
+    thread = threading.Thread(target=watch, name="object store", daemon=True)
+    thread.start()
+    try:
+        yield
     finally:
-        if process is not None:
-            _end(process.pid, process)
-            _forget(state)
+        over.set()
+        thread.join(START_TIMEOUT_SECONDS)
 
 
 def stop(state: Path) -> bool:
@@ -93,13 +128,13 @@ def stop(state: Path) -> bool:
     return pid is not None
 
 
-def _start(state: Path, bucket: str) -> "tuple[subprocess.Popen[bytes], LocalStore]":
+def _start(state: Path, bucket: str, *, same_ports: bool = False) -> "tuple[subprocess.Popen[bytes], LocalStore]":
     program = available()
     assert program is not None, "the caller checks available()"
     _make_credentials(state)
     (state / "data").mkdir(parents=True, exist_ok=True)
     for attempt in range(NUM_START_ATTEMPTS):
-        ports = _ports(state, anew=attempt > 0)
+        ports = same_as_last_time(state / "ports.json", PORTS, anew=attempt > 0, insist=same_ports)
         for folder in (state / "data").glob("m[0-9]*"):
             # The master's election state, one folder per port. One node needs none, and with it the election waits
             # five seconds for peers; volumes and file keys come from the volume server's first report.
@@ -177,45 +212,10 @@ def _write_private(path: Path, text: str) -> None:
     temporary.replace(path)
 
 
-def _ports(state: Path, anew: bool) -> dict[str, int]:
-    """Free ports: those of the last time if they are free still, so that the endpoint stays the same."""
-    known = state / "ports.json"
-    with contextlib.suppress(OSError, ValueError):
-        ports: dict[str, int] = json.loads(known.read_bytes())
-        if not anew and sorted(ports) == sorted(PORTS) and all(map(_is_free, ports.values())):
-            return ports
-    ports = dict(zip(PORTS, _free_ports(len(PORTS)), strict=True))
-    known.write_text(json.dumps(ports))
-    return ports
-
-
-def _is_free(port: int) -> bool:
-    with socket.socket() as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind(("127.0.0.1", port))
-        except OSError:
-            return False
-    return True
-
-
-def _free_ports(count: int) -> list[int]:
-    with contextlib.ExitStack() as stack:
-        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
-        for listener in sockets:
-            listener.bind(("127.0.0.1", 0))
-        return [int(listener.getsockname()[1]) for listener in sockets]
-
-
 def end_with_parent() -> None:
     """In a child process: be killed when the parent dies (Linux)."""
     if sys.platform == "linux":
         ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-
-
-def _client(store: LocalStore) -> Any:
-    values = _read_credentials(store.credentials)
-    return s3_client(store.endpoint, **values)
 
 
 def _answers(store: LocalStore) -> bool:
@@ -223,7 +223,7 @@ def _answers(store: LocalStore) -> bool:
     from botocore import exceptions as aws
 
     try:
-        _client(store).list_buckets()
+        store.client().list_buckets()
     except (aws.BotoCoreError, aws.ClientError):
         return False
     return True
@@ -241,7 +241,7 @@ def _wait_until_ready(process: "subprocess.Popen[bytes]", store: LocalStore, buc
         if listening and _answers(store):
             with contextlib.suppress(aws.BotoCoreError, aws.ClientError, StorageError):
                 _create_bucket(store, bucket)
-                client = _client(store)
+                client = store.client()
                 client.put_object(Bucket=bucket, Key=PROBE, Body=b"1")
                 client.delete_object(Bucket=bucket, Key=PROBE)
                 return True
@@ -252,7 +252,7 @@ def _wait_until_ready(process: "subprocess.Popen[bytes]", store: LocalStore, buc
 def _create_bucket(store: LocalStore, bucket: str) -> None:
     from botocore import exceptions as aws
 
-    client = _client(store)
+    client = store.client()
     try:
         if bucket not in [item["Name"] for item in client.list_buckets()["Buckets"]]:
             client.create_bucket(Bucket=bucket)

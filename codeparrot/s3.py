@@ -28,13 +28,14 @@ S3_DELETE_LIMIT = 1000  # keys in one DeleteObjects request (S3 API reference)
 class S3Storage:
     """A bucket of an S3-compatible store, through boto3."""
 
-    def __init__(self, uri: str, bucket: str, prefix: str) -> None:
+    def __init__(self, uri: str, bucket: str, prefix: str, client: Any = None) -> None:
+        """`client`: one of boto3's; without it, all comes from the environment."""
         self.uri = uri.rstrip("/")
         self.bucket = bucket
         self.base = f"{prefix}/" if prefix else ""
         self.endpoint = endpoint_url() or "the AWS endpoint"
         with self._translated(""):
-            self._client = s3_client()
+            self._client = client or s3_client()
 
     def read(self, path: str, start: int = 0, stop: int | None = None) -> bytes:
         if stop is not None and stop <= start:

@@ -28,7 +28,7 @@ from codeparrot.optimizer import build_optimizer, learning_rate
 from codeparrot.parallel import Agreement, World, exchanging, parallelize, whole
 from codeparrot.precision import autocast, choose_precision
 from codeparrot.stopwatch import Stopwatch
-from codeparrot.storage import persist
+from codeparrot.storage import persist, sha256_hex
 from codeparrot.train_state import restore, snapshot, state_json
 from codeparrot.training_job import Supervisor, TrainingJob
 
@@ -61,6 +61,8 @@ class Trainer:
     """Steps done so far."""
     stopped: bool = False
     """Whether it was asked to end before the last step."""
+    rows_digest: str = ""
+    """A hash chain over the row numbers of all steps so far: two runs that share it saw the same rows in order."""
     history: list[dict[str, Any]] = field(default_factory=list)
     """Logged events up to `step`; part of every checkpoint, so a resumed curve has no gap and no repetition."""
     clock: Stopwatch = field(default_factory=Stopwatch)
@@ -72,7 +74,7 @@ def fit(job: TrainingJob, world: World, supervisor: Supervisor) -> Trainer:
     settings = job.train
     trainer = prepare(job, world, supervisor)
     resume(trainer)
-    tell(trainer, "training", {})
+    tell(trainer, "training", {"world_size": world.world_size})
     trainer.clock.restart(trainer.step)
     polled = time.monotonic()
     while trainer.step < settings.max_steps:
@@ -150,6 +152,7 @@ def train_step(trainer: Trainer) -> "tuple[torch.Tensor, torch.Tensor]":
     job, world, settings = trainer.job, trainer.world, trainer.job.train
     torch.manual_seed(key(job.seed, "step", trainer.step, world.rank))
     batch = trainer.order.global_batch(trainer.step, settings.global_batch_size)
+    trainer.rows_digest = sha256_hex(trainer.rows_digest.encode() + batch.astype("<i8").tobytes())
     tokens = len(batch) * (job.rows.max_seq_len - 1)
     trainer.parallel.train()
     total = torch.zeros((), device=world.device)
@@ -226,6 +229,7 @@ def record_step(trainer: Trainer, loss: "torch.Tensor", norm: "torch.Tensor") ->
         "grad_norm": norm.item(),
         "learning_rate": learning_rate(trainer.step - 1, settings.max_steps, settings),
         "tokens_seen": trainer.step * tokens,
+        "rows_digest": trainer.rows_digest,
         "tokens_per_second": num_steps * tokens / seconds,
         "data_wait_seconds": waits["data"],
         "checkpoint_stall_seconds": waits["checkpoint"],
@@ -317,6 +321,7 @@ def position(trainer: Trainer) -> dict[str, Any]:
         "position": rows,
         "epoch": rows // job.rows.num_rows,
         "tokens_seen": rows * job.rows.max_seq_len,
+        "rows_digest": trainer.rows_digest,
         "seed": job.seed,
         "world_size": trainer.world.world_size,
         "train": job.train.model_dump(mode="json"),
@@ -345,7 +350,8 @@ def resume(trainer: Trainer) -> None:
     if checkpoint is None:
         raise CheckpointError(f"the checkpoint of step {step} vanished while the ranks loaded it; run again")
     restore(trainer.model, trainer.optimizer, checkpoint)
-    trainer.step = int(json.loads(checkpoint.read("train_state.json"))["step"])
+    state = json.loads(checkpoint.read("train_state.json"))
+    trainer.step, trainer.rows_digest = int(state["step"]), str(state["rows_digest"])
     trainer.history = [json.loads(line) for line in checkpoint.read("metrics.jsonl").splitlines()]
     trainer.writer.started = trainer.writer.committed = trainer.step
     tell(trainer, "resumed", {"uri": checkpoint.uri})

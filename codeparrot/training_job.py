@@ -64,7 +64,7 @@ class TrainSettings(OptimizerSettings):
     any_code_version: bool = False
     """Continue from checkpoints that another version of this project's code has made."""
     max_failures: int = Field(default=3, ge=0)
-    """Restarts of the worker group after failures before training is given up."""
+    """Failures of the worker group, one after another without a new checkpoint, before training is given up."""
     resources_per_worker: Resources = {"CPU": 1}
     """Ray resources of one worker; fractions let four workers share two cores."""
     use_gpu: bool = False

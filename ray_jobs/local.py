@@ -117,7 +117,7 @@ def _store(state: Path, uri: str) -> Iterator[tuple[Mapping[str, str], list[str]
             os.environ.pop(name, None)
         hosts = [os.environ.get("NO_PROXY") or os.environ.get("no_proxy"), "127.0.0.1", "localhost"]
         os.environ["NO_PROXY"] = os.environ["no_proxy"] = ",".join(filter(None, hosts))
-        with local_store.running(state / "store", bucket) as store:
+        with local_store.running(state / "store", bucket, revive=True) as store:
             yield store.environment(), []
 
 

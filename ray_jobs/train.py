@@ -64,6 +64,8 @@ class Told:
 
     num_starts: int = 0
     """Of worker groups, in this job."""
+    num_failures: int = 0
+    """Of worker groups since the last checkpoint."""
     trains: bool = False
     """Whether steps are being made, so that a checkpoint can be asked for."""
     error: Exception | None = None
@@ -88,6 +90,11 @@ def _train_once(work: Work, mailbox: Any, advance: Advance) -> Told:
                 listen(POLL_SECONDS)
                 check()
                 work.lease.check()
+                if told.num_failures > work.recipe.train.max_failures:
+                    raise ClusterError(
+                        f"the worker group failed {told.num_failures} times without a new checkpoint in between; "
+                        "look at the cluster, then run again to continue, or raise train.max_failures"
+                    )
         except (KeyboardInterrupt, Interrupted):
             if told.trains:
                 logger.info("train            writing a checkpoint before the end")
@@ -155,7 +162,7 @@ def _trainer(work: Work, mailbox: Any, name: str) -> Any:
         run_config=ray.train.RunConfig(
             name=name,
             storage_path=str(TRAIN_FOLDER),
-            failure_config=ray.train.FailureConfig(max_failures=settings.max_failures),
+            failure_config=ray.train.FailureConfig(max_failures=-1),  # counted by `_watch`
         ),
     )
 
@@ -167,8 +174,10 @@ def _watch(event: dict[str, Any], told: Told, advance: Advance) -> None:
         told.num_starts, told.trains = event["number"], False
         if told.num_starts > 1:
             logger.warning("train            the worker group was restarted (%d)", told.num_starts - 1)
+            told.num_failures += 1
     elif kind == "training":
         told.trains = True
+        logger.info("train            training from step %d on %d workers", event["step"], event["world_size"])
     elif kind == "step":
         note = f"loss {event['loss']:.4f}  {event['tokens_per_second']:,.0f} tokens/s"
         advance(event["step"], note)
@@ -181,6 +190,7 @@ def _watch(event: dict[str, Any], told: Told, advance: Advance) -> None:
         )
     elif kind == "checkpoint":
         logger.info("train            step %d: checkpoint in %s", event["step"], duration(event["seconds"]))
+        told.num_failures = 0
     elif kind == "warning":
         warn_once(event["message"])
     elif kind == "error":

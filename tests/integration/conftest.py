@@ -1,5 +1,6 @@
 """A real S3 server, a real Ray, and small runs of the real commands."""
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -16,6 +17,7 @@ import yaml
 
 from codeparrot import local_store
 from codeparrot.local_store import LocalStore
+from codeparrot.s3 import S3Storage
 
 ROOT = Path(__file__).parents[2]
 DEADLINE_SECONDS = 300.0
@@ -102,15 +104,17 @@ class Process:
         """Everything printed so far."""
         return "\n".join(self.lines)
 
-    def wait_for(self, *words: str) -> None:
-        """Wait until one line holds all these words."""
-        wait_until(
-            lambda: (
-                any(all(word in line for word in words) for line in list(self.lines)) or self.popen.poll() is not None
-            ),
-            f"{words} in the output",
-        )
-        assert any(all(word in line for word in words) for line in self.lines), self.output
+    def wait_for(self, *words: str, after: int = 0) -> int:
+        """Wait until one line, not counting the first `after`, holds all these words; returns the lines up to it."""
+
+        def found() -> int | None:
+            lines = list(self.lines)
+            return next((i + 1 for i in range(after, len(lines)) if all(word in lines[i] for word in words)), None)
+
+        wait_until(lambda: found() is not None or self.popen.poll() is not None, f"{words} in the output")
+        place = found()
+        assert place is not None, self.output
+        return place
 
     def wait(self) -> int:
         """The exit code."""
@@ -194,6 +198,16 @@ class Machine:
         process = self.start(stage, *arguments, **environment)
         assert process.wait() == 0, process.output
         return process
+
+    def workers(self) -> list[int]:
+        """The Ray Train workers of its runs, in no order."""
+        return [pid for pid, line in self.left_behind().items() if "RayTrainWorker" in line]
+
+    @contextlib.contextmanager
+    def storage(self) -> Iterator[S3Storage]:
+        """What its runs have stored."""
+        with local_store.running(self.state / "store", "codeparrot") as store:
+            yield S3Storage("s3://codeparrot/micro", "codeparrot", "micro", store.client())
 
     def left_behind(self) -> dict[int, str]:
         """Processes of its runs that are still there."""
