@@ -32,7 +32,6 @@ logger = logging.getLogger(__name__)
 LEASE = "lease.json"
 LENGTH_SECONDS = 15.0
 WATCH_SECONDS = 0.5
-MARGIN = 1.5
 
 
 class Lease:
@@ -44,6 +43,7 @@ class Lease:
         self._path = f"{prefix}/{LEASE}"
         self._length_seconds = length_seconds
         self._tag = ""
+        self._nonce = secrets.token_hex(8)
         self._lock = threading.Lock()
         self._lost: LeaseLost | None = None
         self.sequence = 0
@@ -52,7 +52,6 @@ class Lease:
     def acquire(self) -> None:
         """Take the lease, waiting for a holder that may be dead. Raises LeaseHeld if it is alive."""
         watched, since = "", time.monotonic()
-        deadline = since + MARGIN * self._length_seconds
         while True:
             found = self._read()
             if found is None:
@@ -69,8 +68,6 @@ class Lease:
                 if self._put({"sequence": value["sequence"] + 1}, tag):
                     return
                 continue
-            if time.monotonic() >= deadline + value["length_seconds"]:
-                raise LeaseHeld(self._held_by(value))
             if idle < WATCH_SECONDS:
                 logger.info("%s: waiting for another process (%s)", self._prefix, _name(value["owner"]))
             time.sleep(min(WATCH_SECONDS, self._length_seconds / 10))
@@ -116,7 +113,8 @@ class Lease:
             return None
         try:
             value = json.loads(data)
-            value["owner"], value["sequence"] + 1, value["length_seconds"] + 0.0, value["released"]
+            _has_ended(value["owner"]), _name(value["owner"])
+            value["sequence"] + 1, value["length_seconds"] + 0.0, value["released"]
         except (ValueError, KeyError, TypeError) as error:
             raise LeaseHeld(
                 f"{self._storage.uri}/{self._path} is damaged; if nothing writes there, delete it and run again"
@@ -129,20 +127,20 @@ class Lease:
             "owner": _this_process(),
             "length_seconds": self._length_seconds,
             "released": False,
-            "nonce": secrets.token_hex(8),
+            "nonce": f"{self._nonce}-{secrets.token_hex(4)}",
             **value,
         }
         data = json.dumps(value, sort_keys=True).encode()
         try:
             self._tag = self._storage.write(self._path, data, only_if_absent=tag is None, if_match=tag)
         except PreconditionFailed:
-            # A request whose answer was lost is sent again, and then fails since it had succeeded.
-            with contextlib.suppress(ObjectNotFound):
+            # If the answer to a request was lost, the same or the next one fails since it had succeeded.
+            try:
                 found, self._tag = self._storage.read_tagged(self._path)
-                if found == data:
-                    self.sequence = value["sequence"]
-                    return True
-            return False
+            except ObjectNotFound:
+                return False
+            if found != data:
+                return self._nonce.encode() in found and self._put(value, self._tag)
         self.sequence = value["sequence"]
         return True
 
@@ -209,5 +207,16 @@ def _started(pid: int) -> str:
 
 def _has_ended(owner: dict[str, Any]) -> bool:
     """Whether the owner is known to be dead: a process of this machine that is there no more."""
-    machine = _machine()
-    return bool(machine) and owner["machine"] == machine and owner["started"] != _started(owner["pid"])
+    machine, pid = _machine(), owner["pid"]
+    if not machine or owner["machine"] != machine:
+        return False
+    started = _started(pid)
+    if started:
+        return bool(started != owner["started"])
+    try:
+        os.kill(pid, 0)
+    except PermissionError:  # another user's, and hidden from this one
+        return False
+    except ProcessLookupError:
+        return True
+    return True  # a zombie

@@ -2,9 +2,11 @@
 
 import contextlib
 import os
+import secrets
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -17,6 +19,7 @@ import yaml
 
 from codeparrot import local_store
 from codeparrot.local_store import LocalStore
+from codeparrot.ports import free_ports
 from codeparrot.s3 import S3Storage
 
 ROOT = Path(__file__).parents[2]
@@ -186,11 +189,15 @@ class Machine:
         """What stands in the environment of every process of its runs."""
         return f"CODEPARROT_STATE={self.state}"
 
-    def start(self, stage: str = "pipeline", *arguments: str, **environment: str) -> Process:
-        """`python -m ray_jobs.local STAGE` in the background."""
+    def write_recipe(self) -> Path:
+        """The file with its recipe."""
         recipe = self.folder / "recipe.yaml"
         recipe.write_text(yaml.safe_dump(self.values))
-        command = [sys.executable, "-m", "ray_jobs.local", stage, "--config", str(recipe), *arguments]
+        return recipe
+
+    def start(self, stage: str = "pipeline", *arguments: str, **environment: str) -> Process:
+        """`python -m ray_jobs.local STAGE` in the background."""
+        command = [sys.executable, "-m", "ray_jobs.local", stage, "--config", str(self.write_recipe()), *arguments]
         return Process(command, {"CODEPARROT_STATE": str(self.state), **environment})
 
     def run(self, stage: str = "pipeline", *arguments: str, **environment: str) -> Process:
@@ -212,6 +219,53 @@ class Machine:
     def left_behind(self) -> dict[int, str]:
         """Processes of its runs that are still there."""
         return processes_with(self.marker)
+
+
+RAY = str(Path(sys.executable).parent / "ray")
+
+
+@dataclass
+class Cluster:
+    """A Ray cluster of real nodes on loopback: a head, and others that join it."""
+
+    gcs: str
+    dashboard: str
+    token: Path
+    head: Process = field(init=False)
+
+    def environment(self) -> dict[str, str]:
+        """By which a client gets in."""
+        return {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(self.token)}
+
+    def start(self, *arguments: str, num_cpus: int) -> Process:
+        """A node, as KubeRay starts one: SIGTERM drains it."""
+        (agent,) = free_ports(1)
+        command = [RAY, "start", "--block", "--node-ip-address=127.0.0.1", f"--num-cpus={num_cpus}", *arguments]
+        command += [f"--dashboard-agent-listen-port={agent}", "--object-store-memory=100000000"]
+        node = Process(command, {"RAY_USAGE_STATS_ENABLED": "0", **self.environment()})
+        node.wait_for("Ray runtime started")
+        return node
+
+    def join(self, num_cpus: int) -> Process:
+        """Another node."""
+        return self.start(f"--address={self.gcs}", num_cpus=num_cpus)
+
+
+@contextlib.contextmanager
+def ray_cluster(num_cpus: int) -> Iterator[Cluster]:
+    """A cluster whose head has this many CPUs."""
+    gcs, dashboard = free_ports(2)
+    with tempfile.TemporaryDirectory(prefix="ray-", dir="/tmp", ignore_cleanup_errors=True) as folder:
+        token = Path(folder) / "auth_token"
+        token.write_text(secrets.token_hex(32))
+        cluster = Cluster(f"127.0.0.1:{gcs}", f"http://127.0.0.1:{dashboard}", token)
+        ports = (f"--port={gcs}", f"--dashboard-port={dashboard}", "--dashboard-host=127.0.0.1")
+        cluster.head = cluster.start("--head", *ports, f"--temp-dir={folder}", num_cpus=num_cpus)
+        try:
+            yield cluster
+        finally:
+            cluster.head.popen.terminate()
+            cluster.head.wait()
 
 
 @pytest.fixture

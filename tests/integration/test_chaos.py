@@ -7,8 +7,11 @@ the packed rows, so only training runs. `make chaos` repeats the first test with
 import json
 import os
 import random
+import re
 import shutil
 import signal
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -17,14 +20,21 @@ from typing import Any
 
 import pytest
 
+from codeparrot import local_store
 from codeparrot.manifest import load_manifest
 from codeparrot.storage import sha256_hex
-from tests.integration.conftest import Machine, micro_recipe
+from tests.integration.conftest import Machine, Process, micro_recipe
 
 SUCCESS, FAILED, INTERRUPTED = 0, 1, 3
 NUM_STEPS = 60
 NUM_KILLS = int(os.environ.get("CODEPARROT_NUM_KILLS", "10"))
 NEVER = 100_000_000
+PREPARE = """
+from ray_jobs import collect, curate, pack, train_tokenizer
+from ray_jobs.stage import command, run_stage
+stages = [module.STAGE for module in (collect, curate, train_tokenizer, pack)]
+command("prepare", lambda recipe, storage: [run_stage(stage, recipe, storage) for stage in stages])
+"""
 
 
 def chaos_recipe() -> dict[str, Any]:
@@ -71,8 +81,10 @@ def result(machine: Machine) -> Trained:
 def packed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The store of a machine on which everything up to training is done."""
     machine = Machine(tmp_path_factory.mktemp("packed"), chaos_recipe())
-    for stage in ("collect", "curate", "train_tokenizer", "pack"):
-        machine.run(stage)
+    with local_store.running(machine.state / "store", "codeparrot") as store:
+        command = [sys.executable, "-c", PREPARE, "--config", str(machine.write_recipe())]
+        process = Process(command, store.environment())
+        assert process.wait() == SUCCESS, process.output
     return machine.state / "store"
 
 
@@ -128,3 +140,144 @@ def test_workers_killed_at_random_moments_uploads_included(trainee: Machine, und
     assert process.wait() == SUCCESS, process.output
     assert process.output.count("the worker group was restarted") == NUM_KILLS
     assert result(trainee) == undisturbed
+
+
+def test_a_killed_driver_continues_with_the_same_command(trainee: Machine, undisturbed: Trained) -> None:
+    process = trainee.start("train")
+    process.wait_for("checkpoint in")
+    os.kill(next(pid for pid, line in trainee.left_behind().items() if "-m ray_jobs.train" in line), signal.SIGKILL)
+    assert process.wait() == FAILED
+    again = trainee.run("train")
+    assert "resumed at step" in again.output
+    assert result(trainee) == undisturbed
+
+
+def test_a_signal_is_answered_with_a_checkpoint_of_the_current_step(trainee: Machine, undisturbed: Trained) -> None:
+    never = ("--set", f"train.checkpoint.every_steps={NEVER}")
+    process = trainee.start("train", *never)
+    process.wait_for("training from step")
+    time.sleep(0.5)
+    os.kill(process.popen.pid, signal.SIGTERM)
+    assert process.wait() == INTERRUPTED, process.output
+    step = int(re.findall(r"step (\d+): checkpoint in", process.output)[-1])
+    assert f"resumed at step {step}/{NUM_STEPS}" in trainee.run("train", *never).output
+    assert result(trainee) == undisturbed
+
+
+def test_a_store_that_is_gone_for_a_minute_only_delays_the_end(trainee: Machine, undisturbed: Trained) -> None:
+    """Training goes on without it; the last checkpoint waits."""
+    folder = trainee.state / "store"
+    with local_store.running(folder, "codeparrot") as store:
+        process = trainee.start("train", **store.environment())
+        process.wait_for("checkpoint in")
+    time.sleep(60)
+    assert process.popen.poll() is None, process.output
+    with local_store.running(folder, "codeparrot") as again:
+        assert again.endpoint == store.endpoint
+        assert process.wait() == SUCCESS, process.output
+    assert "does not answer" in process.output
+    assert "restarted" not in process.output
+    assert result(trainee) == undisturbed
+
+
+def test_a_store_killed_during_an_upload_is_started_again_and_loses_nothing(
+    trainee: Machine, undisturbed: Trained
+) -> None:
+    process = trainee.start("train")
+    for _ in range(3):
+        process.wait_for("training from step")
+        os.kill(store_pid(trainee), signal.SIGSTOP)
+        time.sleep(0.5)  # the upload of a checkpoint begins, and hangs
+        os.kill(store_pid(trainee), signal.SIGKILL)
+        time.sleep(2)
+    assert process.wait() == SUCCESS, process.output
+    assert "the embedded object store died; starting it again" in process.output
+    assert result(trainee) == undisturbed
+
+
+def test_a_full_local_disk_costs_the_cache_and_not_the_run(trainee: Machine, undisturbed: Trained) -> None:
+    cache = trainee.folder / "cache"
+    cache.mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=16k", "tmpfs", cache], check=False).returncode:
+        pytest.skip("mounting a small disk needs root")
+    try:
+        (cache / "filler").write_bytes(bytes(8192))
+        with local_store.running(trainee.state / "store", "codeparrot") as store:
+            process = Process(
+                [sys.executable, "-m", "ray_jobs.train", "--config", str(trainee.write_recipe())],
+                {
+                    **store.environment(),
+                    "CODEPARROT_CACHE": str(cache),
+                    "CODEPARROT_STATE": str(trainee.state),
+                },
+            )
+            assert process.wait() == SUCCESS, process.output
+    finally:
+        subprocess.run(["umount", "--lazy", cache], check=True)
+    assert "no space to cache shards" in process.output
+    assert result(trainee) == undisturbed
+
+
+def test_of_two_drivers_with_one_run_name_one_wins_and_the_other_says_so(
+    trainee: Machine, undisturbed: Trained
+) -> None:
+    with local_store.running(trainee.state / "store", "codeparrot") as store:
+        first = trainee.start("train", **store.environment())
+        first.wait_for("train", "starting")
+        other = Machine(trainee.folder / "other", trainee.values)
+        other.folder.mkdir()
+        second = other.start("train", **store.environment())
+        assert second.wait() == FAILED
+        assert re.search(
+            r"error: another run \(process \d+ on .*\) writes s3://codeparrot/micro/runs/micro; wait", second.output
+        )
+        assert first.wait() == SUCCESS, first.output
+    assert result(trainee) == undisturbed
+
+
+@pytest.mark.parametrize("damage", ["truncated", "flipped", "without a manifest"])
+def test_a_damaged_newest_checkpoint_costs_the_steps_since_the_one_before(
+    trainee: Machine, undisturbed: Trained, damage: str
+) -> None:
+    """One process of `codeparrot.launch`, which needs no Ray; two runs of the same kind are compared."""
+    with trainee.storage() as storage, local_store.running(trainee.state / "store", "codeparrot") as store:
+        environment = {**store.environment(), "CODEPARROT_CACHE": str(trainee.folder / "cache")}
+        command = [sys.executable, "-m", "codeparrot.launch", "--config", str(trainee.write_recipe())]
+
+        def train() -> tuple[str, dict[str, str]]:
+            process = Process(command, environment)
+            assert process.wait() == SUCCESS, process.output
+            last = load_manifest(storage, f"runs/micro/checkpoints/step-{NUM_STEPS:08d}")
+            assert last is not None
+            return process.output, {file.name: file.sha256 for file in last.files if "safetensors" in file.name}
+
+        _, weights = train()
+        newest = f"runs/micro/checkpoints/step-{NUM_STEPS:08d}/manifest.json"
+        model = next(path for path, _ in storage.list("runs/micro/checkpoints") if f"{NUM_STEPS:08d}/data" in path)
+        data = storage.read(model)
+        if damage == "truncated":
+            storage.write(model, data[:-1])
+        elif damage == "flipped":
+            storage.write(model, data[:-1] + bytes([data[-1] ^ 1]))
+        else:
+            storage.delete([newest])
+        output, again = train()
+        assert f"kind=resumed step={NUM_STEPS - 5}" in output
+        assert again == weights
+        assert damage == "without a manifest" or f"checkpoint of step {NUM_STEPS} is damaged" in output
+
+
+def test_fewer_workers_and_more_again_see_the_same_rows_and_losses(trainee: Machine, undisturbed: Trained) -> None:
+    """The undisturbed run has two workers; here there are four, two and four."""
+    stop_at = [20, 40, None]
+    for workers, until in zip((4, 2, 4), stop_at, strict=True):
+        process = trainee.start("train", "--set", f"train.num_workers={workers}", "--set", "train.log_every_steps=1")
+        if until is not None:
+            process.wait_for("training from step")
+            process.wait_for("checkpoint in", after=len(process.lines))
+            os.kill(process.popen.pid, signal.SIGTERM)
+            assert process.wait() == INTERRUPTED, process.output
+    assert process.wait() == SUCCESS, process.output
+    trained = result(trainee)
+    assert trained.rows == undisturbed.rows
+    assert trained.losses == pytest.approx(undisturbed.losses, rel=1e-5)

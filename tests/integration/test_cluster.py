@@ -2,13 +2,9 @@
 
 import os
 import re
-import secrets
-import socket
 import subprocess
 import sys
-import tempfile
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -17,48 +13,15 @@ import yaml
 from codeparrot.local_store import LocalStore
 from codeparrot.manifest import load_manifest
 from codeparrot.s3 import S3Storage
-from tests.integration.conftest import ROOT, Process, micro_recipe
+from tests.integration.conftest import RAY, ROOT, Cluster, micro_recipe, ray_cluster
 
-RAY = str(Path(sys.executable).parent / "ray")
 FAILED = 1
-
-
-@dataclass(frozen=True)
-class Cluster:
-    """A Ray head on loopback with two CPUs."""
-
-    gcs: str
-    dashboard: str
-    token: Path
-
-    def environment(self) -> dict[str, str]:
-        """By which a client gets in."""
-        return {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(self.token)}
-
-
-def free_ports(count: int) -> list[int]:
-    sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
-    ports = [int(listener.getsockname()[1]) for listener in sockets]
-    for listener in sockets:
-        listener.close()
-    return ports
 
 
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[Cluster]:
-    gcs, dashboard, agent = free_ports(3)
-    with tempfile.TemporaryDirectory(prefix="ray-", dir="/tmp") as folder:
-        command = [RAY, "start", "--head", "--block", "--node-ip-address=127.0.0.1", f"--port={gcs}"]
-        command += [f"--dashboard-port={dashboard}", "--dashboard-host=127.0.0.1", "--num-cpus=2"]
-        command += [f"--dashboard-agent-listen-port={agent}", f"--temp-dir={folder}", "--object-store-memory=200000000"]
-        token = Path(folder) / "auth_token"
-        token.write_text(secrets.token_hex(32))
-        cluster = Cluster(f"127.0.0.1:{gcs}", f"http://127.0.0.1:{dashboard}", token)
-        head = Process(command, {"RAY_USAGE_STATS_ENABLED": "0", **cluster.environment()})
-        head.wait_for("Ray runtime started")
+    with ray_cluster(num_cpus=2) as cluster:
         yield cluster
-        head.popen.terminate()
-        head.wait()
 
 
 @pytest.fixture

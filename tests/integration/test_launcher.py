@@ -10,7 +10,6 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-import yaml
 
 from codeparrot import local_store
 from tests.integration.conftest import ROOT, Machine, wait_until
@@ -99,11 +98,9 @@ def test_on_a_terminal_progress_is_one_live_line_with_rate_and_time_left(machine
 
 def on_a_terminal(machine: Machine, stage: str) -> str:
     """What the stage writes to a terminal of 160 columns."""
-    recipe = machine.folder / "recipe.yaml"
-    recipe.write_text(yaml.safe_dump(machine.values))
     primary, secondary = pty.openpty()
     environment = {**os.environ, "CODEPARROT_STATE": str(machine.state), "COLUMNS": "160", "TERM": "xterm"}
-    command = [sys.executable, "-m", "ray_jobs.local", stage, "--config", str(recipe)]
+    command = [sys.executable, "-m", "ray_jobs.local", stage, "--config", str(machine.write_recipe())]
     process = subprocess.Popen(
         command, cwd=ROOT, env=environment, stdin=secondary, stdout=secondary, stderr=secondary, start_new_session=True
     )

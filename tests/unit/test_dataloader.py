@@ -158,7 +158,7 @@ def test_nobody_else_can_write_the_cache(storage: WatchedStorage, cache: Path, m
     assert cache.stat().st_mode & 0o777 == 0o700
     owner = os.getuid()
     monkeypatch.setattr("os.getuid", lambda: owner + 1)
-    with pytest.raises(ManifestError, match="cannot cache .* it belongs to another user; set CODEPARROT_CACHE"):
+    with pytest.raises(ManifestError, match=r"cannot cache .* it belongs to another user; set CODEPARROT_CACHE"):
         rows.rows([4])
 
 
@@ -186,7 +186,9 @@ def test_a_cache_too_small_for_two_windows_is_an_error_with_a_way_out(storage: W
     needed = shard_size(manifest, 0, 1, 2)
     assert max(len(DataOrder(0, NUM_ROWS, ROWS_PER_SHARD, 1).shards(position, 2)) for position in range(44)) == 3
     PackedRows(storage, manifest, "train", cache, cache_bytes=needed).order(0, 1)
-    with pytest.raises(ManifestError, match=r"train\.cache_bytes: 449 is too small for two windows of 1 shards") as told:
+    with pytest.raises(
+        ManifestError, match=r"train\.cache_bytes: 449 is too small for two windows of 1 shards"
+    ) as told:
         PackedRows(storage, manifest, "train", cache, cache_bytes=needed - 1).order(0, 1)
     assert str(told.value).endswith(f"({needed:,} bytes); raise it, or lower train.shuffle_shards")
 
@@ -419,7 +421,7 @@ def test_nothing_stays_of_a_shard_that_could_not_be_written(
 
     manifest = packed(storage)
     monkeypatch.setattr("codeparrot.dataloader.os.replace", fail)
-    with pytest.raises(ManifestError, match="cannot cache .*: Input/output error; set CODEPARROT_CACHE"):
+    with pytest.raises(ManifestError, match=r"cannot cache .*: Input/output error; set CODEPARROT_CACHE"):
         PackedRows(storage, manifest, "train", cache).rows([0])
     assert [path.suffix for path in cache.iterdir()] == [".lock"]
 

@@ -1,8 +1,11 @@
+import contextlib
 import os
+import signal
 import subprocess
 import sys
 import threading
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -15,9 +18,11 @@ from codeparrot.errors import (
     ObjectNotFound,
     PreconditionFailed,
     StorageError,
+    StoreFull,
+    StoreUnreachable,
 )
 from codeparrot.settings import validate
-from codeparrot.storage import LocalStorage, StorageSettings, open_storage, parse_uri, sha256_hex
+from codeparrot.storage import LocalStorage, StorageSettings, open_storage, parse_uri, persist, sha256_hex
 
 
 def stored_files(storage: LocalStorage) -> list[str]:
@@ -80,6 +85,94 @@ def test_one_of_many_conditional_writers_wins(storage: LocalStorage) -> None:
     assert storage.read("lease") == bytes([winner]) * 1000
 
 
+def test_a_tag_is_of_what_an_object_holds(storage: LocalStorage) -> None:
+    tag = storage.write("a", b"first")
+    assert storage.read_tagged("a") == (b"first", tag)
+    other = storage.write("a", b"second", if_match=tag)
+    assert storage.read_tagged("a") == (b"second", other)
+    assert storage.write("b", b"third", only_if_absent=True) == storage.read_tagged("b")[1]
+    assert len({tag, other, storage.read_tagged("b")[1]}) == 3
+
+
+def test_a_missing_object_has_no_tag(storage: LocalStorage) -> None:
+    with pytest.raises(ObjectNotFound, match="store/a/b does not exist"):
+        storage.read_tagged("a/b")
+
+
+def test_if_match_refuses_what_was_changed_and_leaves_it(storage: LocalStorage) -> None:
+    tag = storage.write("a/lease", b"first")
+    storage.write("a/lease", b"of another")
+    with pytest.raises(PreconditionFailed, match="a/lease was changed by another writer"):
+        storage.write("a/lease", b"second", if_match=tag)
+    assert storage.read("a/lease") == b"of another"
+    assert stored_files(storage) == ["a/lease"]
+
+
+def test_if_match_refuses_what_is_gone(storage: LocalStorage) -> None:
+    tag = storage.write("a/lease", b"first")
+    storage.delete(["a/lease"])
+    with pytest.raises(PreconditionFailed):
+        storage.write("a/lease", b"second", if_match=tag)
+    assert stored_files(storage) == []
+
+
+def test_if_match_fits_what_is_the_same_again(storage: LocalStorage) -> None:
+    tag = storage.write("a", b"first")
+    storage.write("a", b"second")
+    storage.write("a", b"first")
+    storage.write("a", b"third", if_match=tag)
+    assert storage.read("a") == b"third"
+
+
+def test_one_of_many_writers_who_saw_the_same_wins_every_time(storage: LocalStorage) -> None:
+    """Each round, all threads have seen the same object; stores of their own share nothing but the folder."""
+    num_threads, num_rounds = 6, 10
+    wins: list[tuple[int, int]] = []
+    round_ends = threading.Barrier(num_threads)
+    storage.write("lease", b"at first")
+
+    def compete(number: int) -> None:
+        mine = LocalStorage(str(storage.root))
+        for turn in range(num_rounds):
+            _, tag = mine.read_tagged("lease")
+            round_ends.wait()
+            try:
+                mine.write("lease", b"%d of round %d" % (number, turn), if_match=tag)
+            except PreconditionFailed:
+                pass
+            else:
+                wins.append((turn, number))
+            round_ends.wait()
+
+    threads = [threading.Thread(target=compete, args=(number,)) for number in range(num_threads)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert [turn for turn, _ in wins] == list(range(num_rounds))
+    assert storage.read("lease") == b"%d of round %d" % (wins[-1][1], num_rounds - 1)
+    assert stored_files(storage) == ["lease"]
+
+
+def test_nothing_is_lost_when_writers_try_again(storage: LocalStorage) -> None:
+    storage.write("count", b"0")
+
+    def count() -> None:
+        done = 0
+        while done < 10:
+            value, tag = storage.read_tagged("count")
+            with contextlib.suppress(PreconditionFailed):
+                storage.write("count", b"%d" % (int(value) + 1), if_match=tag)
+                done += 1
+
+    threads = [threading.Thread(target=count) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert storage.read("count") == b"40"
+
+
 def test_a_listing_is_sorted_by_path_and_gives_sizes(storage: LocalStorage) -> None:
     for path, size in (("b", 1), ("a/2", 2), ("a/10", 3), ("a/c/x", 0), ("a-b", 5)):
         storage.write(path, bytes(size))
@@ -108,6 +201,39 @@ def test_a_half_written_object_is_not_listed(storage: LocalStorage) -> None:
     storage.write("a/whole", b"")
     (storage.root / "a" / ".half.0a1b2c3d.tmp").write_bytes(b"")
     assert [path for path, _ in storage.list()] == ["a/whole"]
+
+
+def test_sweep_removes_what_is_half_written_under_a_prefix_and_nothing_else(storage: LocalStorage) -> None:
+    for path in ("a/b/whole", "a/.hidden", "a/visible.tmp", "other/whole"):
+        storage.write(path, b"")
+    for folder in ("a", "a/b", "other"):
+        (storage.root / folder / ".half.0a1b2c3d.tmp").write_bytes(b"")
+    storage.sweep("a/")
+    assert stored_files(storage) == [
+        "a/.hidden",
+        "a/b/whole",
+        "a/visible.tmp",
+        "other/.half.0a1b2c3d.tmp",
+        "other/whole",
+    ]
+    storage.sweep("")
+    assert "other/.half.0a1b2c3d.tmp" not in stored_files(storage)
+
+
+def test_sweep_finds_what_a_killed_writer_leaves(storage: LocalStorage) -> None:
+    kill = "import os, signal; os.fsync = lambda descriptor: os.kill(os.getpid(), signal.SIGKILL)"
+    write = f"from codeparrot.storage import LocalStorage; LocalStorage({str(storage.root)!r}).write('a/b', b'x')"
+    done = subprocess.run([sys.executable, "-c", f"{kill}; {write}"], check=False)
+    assert done.returncode == -signal.SIGKILL
+    assert len(stored_files(storage)) == 1
+    assert list(storage.list()) == []
+    storage.sweep("a/")
+    assert stored_files(storage) == []
+
+
+def test_there_is_nothing_to_sweep_where_nothing_is(storage: LocalStorage) -> None:
+    storage.sweep("never/")
+    assert not storage.root.exists()
 
 
 def test_delete_ignores_what_is_missing_and_leaves_no_empty_folder(storage: LocalStorage) -> None:
@@ -141,9 +267,10 @@ def test_a_write_survives_deletes_next_to_it(storage: LocalStorage) -> None:
 
 def test_a_path_through_a_file_is_a_storage_error(storage: LocalStorage) -> None:
     storage.write("a", b"")
-    for conditional in (False, True):
+    conditions: list[dict[str, Any]] = [{}, {"only_if_absent": True}, {"if_match": "tag"}]
+    for condition in conditions:
         with pytest.raises(StorageError, match=r"store/a/b: File exists"):
-            storage.write("a/b", b"", only_if_absent=conditional)
+            storage.write("a/b", b"", **condition)
 
 
 def test_no_temporary_file_stays_when_a_write_fails(storage: LocalStorage) -> None:
@@ -162,10 +289,10 @@ signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))
 storage = LocalStorage(sys.argv[1])
 storage.write("fits", bytes(1000))
-storage.write("replaced", b"before")
-for conditional in (False, True):
+tag = storage.write("replaced", b"before")
+for path, condition in (("replaced", {}), ("large", {"only_if_absent": True}), ("replaced", {"if_match": tag})):
     try:
-        storage.write("large" if conditional else "replaced", bytes(1001), only_if_absent=conditional)
+        storage.write(path, bytes(1001), **condition)
     except StoreFull as error:
         print(error)
 assert storage.read("replaced") == b"before"
@@ -177,7 +304,8 @@ def test_a_full_disk_is_store_full_and_leaves_the_object_and_no_temporary_file(t
     done = subprocess.run([sys.executable, "-c", FILL, str(tmp_path)], capture_output=True, text=True, check=True)
     messages = done.stdout.splitlines()
     assert messages == [
-        f"no space left to write {storage.uri}/{name}; free some and run again" for name in ("replaced", "large")
+        f"no space left to write {storage.uri}/{name}; free some and run again"
+        for name in ("replaced", "large", "replaced")
     ]
     assert stored_files(storage) == ["fits", "replaced"]
 
@@ -271,6 +399,72 @@ def test_a_relative_folder_is_bound_to_the_working_directory_at_once(
     monkeypatch.chdir(os.sep)
     storage.write("a", b"")
     assert (tmp_path / "store" / "a").exists()
+
+
+def test_a_tilde_is_the_home_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert LocalStorage("~/store").root == tmp_path / "store"
+
+
+class Action:
+    """Something that fails a few times before it succeeds, and when it was called."""
+
+    def __init__(self, *errors: Exception) -> None:
+        self.errors = list(errors)
+        self.num_calls = 0
+
+    def __call__(self) -> str:
+        self.num_calls += 1
+        if self.errors:
+            raise self.errors.pop(0)
+        return "done"
+
+
+@pytest.fixture
+def pauses(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """The pauses made; they take no time but on the clock."""
+    made: list[float] = []
+    monkeypatch.setattr("codeparrot.storage.time.sleep", made.append)
+    monkeypatch.setattr("codeparrot.storage.time.monotonic", lambda: 1000 + sum(made))
+    return made
+
+
+def test_what_succeeds_is_not_repeated(pauses: list[float], caplog: pytest.LogCaptureFixture) -> None:
+    action = Action()
+    assert persist(action, 600, "a test waits") == "done"
+    assert (action.num_calls, pauses, caplog.messages) == (1, [], [])
+
+
+def test_what_fails_is_tried_again_with_growing_pauses_and_one_warning(
+    pauses: list[float], caplog: pytest.LogCaptureFixture
+) -> None:
+    action = Action(StoreUnreachable("nobody answers"), *[StorageError("busy")] * 9)
+    assert persist(action, 600, "a test waits") == "done"
+    assert pauses == pytest.approx([0.1, 0.2, 0.4, 0.8, 1.6, 3.2, 5, 5, 5, 5])
+    assert caplog.messages == ["a test waits: nobody answers; trying again for up to 600 s"]
+
+
+def test_what_goes_on_failing_is_given_up_in_time_with_its_last_error(pauses: list[float]) -> None:
+    action = Action(*[StoreUnreachable("nobody answers")] * 100, StorageError("never seen"))
+    action.errors[6] = StoreFull("full")
+    with pytest.raises(StoreFull):
+        persist(action, 10, "a test waits")
+    assert sum(pauses) == pytest.approx(6.3)
+
+
+def test_without_patience_what_fails_is_tried_once(pauses: list[float], caplog: pytest.LogCaptureFixture) -> None:
+    action = Action(StoreUnreachable("nobody answers"))
+    with pytest.raises(StoreUnreachable):
+        persist(action, 0, "a test waits")
+    assert (action.num_calls, pauses, caplog.messages) == (1, [], [])
+
+
+@pytest.mark.parametrize("answer", [ObjectNotFound("gone"), PreconditionFailed("changed"), KeyError("a bug")])
+def test_an_answer_is_no_failure(pauses: list[float], answer: Exception) -> None:
+    action = Action(answer)
+    with pytest.raises(type(answer)):
+        persist(action, 600, "a test waits")
+    assert (action.num_calls, pauses) == (1, [])
 
 
 def test_sha256_is_the_one_of_the_standard() -> None:
