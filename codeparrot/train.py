@@ -14,12 +14,11 @@ optimizer off on the device itself, so the weights stay those before the bad ste
 import json
 import time
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from codeparrot.checkpoint import Checkpoint
 from codeparrot.checkpoint_writer import CheckpointWriter
-from codeparrot.data_order import DataOrder, rank_rows
+from codeparrot.data_order import rank_rows
 from codeparrot.draws import key
 from codeparrot.errors import CheckpointError, TrainingError
 from codeparrot.evaluate import row_nll, spread
@@ -27,46 +26,15 @@ from codeparrot.model import build_model, model_config
 from codeparrot.optimizer import build_optimizer, learning_rate
 from codeparrot.parallel import Agreement, World, exchanging, parallelize, whole
 from codeparrot.precision import autocast, choose_precision
-from codeparrot.stopwatch import Stopwatch
 from codeparrot.storage import persist, sha256_hex
 from codeparrot.train_state import restore, snapshot, state_json
-from codeparrot.training_job import Supervisor, TrainingJob
+from codeparrot.training_job import Supervisor, Trainer, TrainingJob
 
 if TYPE_CHECKING:
     import torch
-    from torch import nn
 
 POLL_SECONDS = 5.0
 WINDOWS_AHEAD = 2
-
-
-@dataclass
-class Trainer:
-    """A model, its optimizer and where they are in the run."""
-
-    job: TrainingJob
-    world: World
-    supervisor: Supervisor
-    agreement: Agreement
-    order: DataOrder
-    model: "nn.Module"
-    parallel: Any
-    """What to call instead of `model` in training: DDP, FSDP or a compiled model."""
-    optimizer: "torch.optim.Optimizer"
-    precision: str
-    writer: CheckpointWriter
-    bad_step: "torch.Tensor"
-    """On the device: the first step whose gradient was not finite, or -1."""
-    step: int = 0
-    """Steps done so far."""
-    stopped: bool = False
-    """Whether it was asked to end before the last step."""
-    rows_digest: str = ""
-    """A hash chain over the row numbers of all steps so far: two runs that share it saw the same rows in order."""
-    history: list[dict[str, Any]] = field(default_factory=list)
-    """Logged events up to `step`; part of every checkpoint, so a resumed curve has no gap and no repetition."""
-    clock: Stopwatch = field(default_factory=Stopwatch)
-    """Since the last log line."""
 
 
 def fit(job: TrainingJob, world: World, supervisor: Supervisor) -> Trainer:

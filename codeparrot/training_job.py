@@ -1,18 +1,24 @@
-"""What a training run is: its settings, its inputs, and who watches over it."""
+"""What a training run is: its settings, its inputs, who watches over it, and where it is."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any, Literal, Protocol
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from pydantic import Field, PositiveInt, model_validator
 
 from codeparrot.checkpoint import CheckpointStore
-from codeparrot.checkpoint_writer import CheckpointSettings
+from codeparrot.checkpoint_writer import CheckpointSettings, CheckpointWriter
+from codeparrot.data_order import DataOrder
 from codeparrot.dataloader import CACHE_BYTES, PackedRows
 from codeparrot.model import ModelSettings
 from codeparrot.optimizer import OptimizerSettings
-from codeparrot.parallel import ParallelKind
+from codeparrot.parallel import Agreement, ParallelKind, World
 from codeparrot.settings import Resources
+from codeparrot.stopwatch import Stopwatch
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
 
 OPERATIONAL = {
     "num_workers",
@@ -128,3 +134,32 @@ class TrainingJob:
     rows: PackedRows
     validation: PackedRows
     checkpoints: CheckpointStore
+
+
+@dataclass
+class Trainer:
+    """A model, its optimizer and where they are in the run."""
+
+    job: TrainingJob
+    world: World
+    supervisor: Supervisor
+    agreement: Agreement
+    order: DataOrder
+    model: "nn.Module"
+    parallel: Any
+    """What to call instead of `model` in training: DDP, FSDP or a compiled model."""
+    optimizer: "torch.optim.Optimizer"
+    precision: str
+    writer: CheckpointWriter
+    bad_step: "torch.Tensor"
+    """On the device: the first step whose gradient was not finite, or -1."""
+    step: int = 0
+    """Steps done so far."""
+    stopped: bool = False
+    """Whether it was asked to end before the last step."""
+    rows_digest: str = ""
+    """A hash chain over the row numbers of all steps so far: two runs that share it saw the same rows in order."""
+    history: list[dict[str, Any]] = field(default_factory=list)
+    """Logged events up to `step`; part of every checkpoint, so a resumed curve has no gap and no repetition."""
+    clock: Stopwatch = field(default_factory=Stopwatch)
+    """Since the last log line."""

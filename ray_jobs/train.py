@@ -39,9 +39,11 @@ def run(work: Work) -> Output:
     """
     connect()
     import ray
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
     settings = work.recipe.train
-    mailbox = ray.remote(num_cpus=0)(Mailbox).remote()
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)  # other nodes may go
+    mailbox = ray.remote(num_cpus=0, scheduling_strategy=here)(Mailbox).remote()
     while True:
         require_room(settings.num_workers, _worker_resources(work.recipe), settings.placement_timeout_seconds, WAY_OUT)
         with unwrapped(), progress("train", settings.max_steps, "steps") as advance:
@@ -80,13 +82,13 @@ def _train_once(work: Work, mailbox: Any, advance: Advance) -> Told:
     told = Told()
 
     def listen(seconds: float) -> None:
-        running.join(seconds)
+        ended.wait(seconds)
         for event in ray.get(mailbox.drain.remote()):
             _watch(event, told, advance)
 
-    with _fitting(work, mailbox) as running:
+    with _fitting(work, mailbox) as ended:
         try:
-            while running.is_alive():
+            while not ended.is_set():
                 listen(POLL_SECONDS)
                 check()
                 work.lease.check()
@@ -100,7 +102,7 @@ def _train_once(work: Work, mailbox: Any, advance: Advance) -> Told:
                 logger.info("train            writing a checkpoint before the end")
                 ray.get(mailbox.stop.remote())
                 deadline = time.monotonic() + STOP_SECONDS
-                while running.is_alive() and told.stopped is None and time.monotonic() < deadline:
+                while not ended.is_set() and told.stopped is None and time.monotonic() < deadline:
                     listen(POLL_SECONDS)
             raise
         listen(0)
@@ -113,23 +115,28 @@ def _worker_resources(recipe: Recipe) -> dict[str, float]:
 
 
 @contextmanager
-def _fitting(work: Work, mailbox: Any) -> Iterator[threading.Thread]:
-    """`trainer.fit()` in a thread, so that this one can show progress and be interrupted."""
+def _fitting(work: Work, mailbox: Any) -> Iterator[threading.Event]:
+    """`trainer.fit()` in a thread, so that this one can show progress and be interrupted; sets the event at its end.
+
+    An event, since `Thread.join` that a signal interrupts takes the thread for ended (Python 3.11).
+    """
     # Ray Train's own state is not what a run resumes from, so it gets a name that is never met again.
     name = f"{work.recipe.run_name}-{uuid.uuid4().hex[:8]}"
     trainer = _trainer(work, mailbox, name)
     failure: list[BaseException] = []
+    ended = threading.Event()
 
     def target() -> None:
         try:
             trainer.fit()
         except BaseException as error:  # noqa: BLE001 - raised again in the main thread
             failure.append(error)
+        finally:
+            ended.set()
 
-    thread = threading.Thread(target=target, daemon=True)
-    thread.start()
+    threading.Thread(target=target, daemon=True).start()
     try:
-        yield thread
+        yield ended
     finally:
         shutil.rmtree(TRAIN_FOLDER / name, ignore_errors=True)
     if failure:

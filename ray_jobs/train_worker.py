@@ -17,7 +17,8 @@ from codeparrot.manifest import Manifest, write_file
 from codeparrot.model import export_files
 from codeparrot.parallel import World, whole
 from codeparrot.storage import Storage, open_storage
-from codeparrot.train import Trainer, fit, metrics_lines
+from codeparrot.train import fit, metrics_lines
+from codeparrot.training_job import Trainer
 from ray_jobs.cluster import warnings_to
 
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json")

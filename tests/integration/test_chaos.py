@@ -23,7 +23,7 @@ import pytest
 from codeparrot import local_store
 from codeparrot.manifest import load_manifest
 from codeparrot.storage import sha256_hex
-from tests.integration.conftest import Machine, Process, micro_recipe
+from tests.integration.conftest import Cluster, Machine, Process, micro_recipe, ray_cluster
 
 SUCCESS, FAILED, INTERRUPTED = 0, 1, 3
 NUM_STEPS = 60
@@ -41,7 +41,7 @@ def chaos_recipe() -> dict[str, Any]:
     """Two workers, steps of about a tenth of a second, a checkpoint every fifth."""
     recipe = micro_recipe()
     recipe["pack"]["max_seq_len"] = 128
-    recipe["model"] = {"n_layer": 2, "n_head": 4, "n_embd": 128, "dropout": 0.1}
+    recipe["model"] = {"n_layer": 2, "n_head": 4, "n_embd": 128}
     recipe["train"] |= {
         "num_workers": 2,
         "max_steps": NUM_STEPS,
@@ -281,3 +281,53 @@ def test_fewer_workers_and_more_again_see_the_same_rows_and_losses(trainee: Mach
     trained = result(trainee)
     assert trained.rows == undisturbed.rows
     assert trained.losses == pytest.approx(undisturbed.losses, rel=1e-5)
+
+
+def train_on(cluster: Cluster, trainee: Machine, store: local_store.LocalStore) -> Process:
+    """The training stage, with enough steps to be disturbed in, on a cluster that runs already."""
+    command = [sys.executable, "-m", "ray_jobs.train", "--config", str(trainee.write_recipe())]
+    environment = {**store.environment(), **cluster.environment(), "CODEPARROT_STATE": str(trainee.state)}
+    return Process(command, {**environment, "RAY_ADDRESS": cluster.gcs})
+
+
+def test_a_cluster_that_is_stopped_and_another_that_continues(trainee: Machine, undisturbed: Trained) -> None:
+    with local_store.running(trainee.state / "store", "codeparrot") as store:
+        with ray_cluster(num_cpus=1) as cluster:
+            process = train_on(cluster, trainee, store)
+            process.wait_for("checkpoint in")
+            os.killpg(cluster.head.popen.pid, signal.SIGKILL)
+            assert process.wait() == FAILED, process.output
+            assert "Traceback" not in process.output
+        with ray_cluster(num_cpus=1) as another:
+            process = train_on(another, trainee, store)
+            assert process.wait() == SUCCESS, process.output
+    assert "resumed at step" in process.output
+    assert result(trainee) == undisturbed
+
+
+def test_a_drained_node_costs_no_step(trainee: Machine, packed: Path) -> None:
+    """Of three nodes with room for one worker each, one that has a worker gets SIGTERM, as from Kubernetes."""
+    trainee.values["train"] |= {
+        "max_steps": 500,
+        "resources_per_worker": {"CPU": 1},
+        "log_every_steps": 50,
+        "checkpoint": {"every_steps": NEVER},
+    }
+    with local_store.running(trainee.state / "store", "codeparrot") as store, ray_cluster(num_cpus=1) as cluster:
+        second = cluster.join(num_cpus=1)
+        process = train_on(cluster, trainee, store)
+        process.wait_for("training from step 0 on 2 workers")
+        third = cluster.join(num_cpus=1)
+        second.popen.terminate()
+        place = process.wait_for("a node is about to go")
+        saved = re.findall(r"step (\d+): checkpoint in", process.output)
+        assert len(saved) == 1, process.output
+        process.wait_for(f"resumed at step {saved[0]}/500", after=place)
+        assert process.wait() == SUCCESS, process.output
+        second.wait()
+        third.popen.terminate()
+        third.wait()
+    again = ready(trainee.folder / "again", packed)
+    again.values = trainee.values | {"train": trainee.values["train"] | {"resources_per_worker": {"CPU": 0.5}}}
+    again.run("train")
+    assert result(trainee) == result(again)

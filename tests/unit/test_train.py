@@ -21,7 +21,7 @@ from codeparrot.packing import to_npy
 from codeparrot.parallel import World
 from codeparrot.storage import LocalStorage
 from codeparrot.train import fit
-from codeparrot.training_job import TrainingJob, TrainSettings, Unsupervised
+from codeparrot.training_job import Trainer, TrainingJob, TrainSettings, Unsupervised
 
 VOCAB_SIZE, MAX_SEQ_LEN, NUM_ROWS = 64, 16, 21
 SETTINGS: dict[str, Any] = {
@@ -68,7 +68,7 @@ def job(folder: Path, *, run: str = "run", dropout: float = 0.0, **settings: Any
     )
 
 
-def weights(trainer: train.Trainer) -> dict[str, list[float]]:
+def weights(trainer: Trainer) -> dict[str, list[float]]:
     return {name: value.flatten().tolist() for name, value in trainer.model.state_dict().items()}
 
 
@@ -92,7 +92,7 @@ class Watching(Unsupervised):
         return [event["step"] for event in self.events if event["kind"] == kind]
 
 
-def learned(trainer: train.Trainer) -> list[dict[str, Any]]:
+def learned(trainer: Trainer) -> list[dict[str, Any]]:
     """The history without what depends on the clock."""
     clock = ("time", "tokens_per_second", "data_wait_seconds", "checkpoint_stall_seconds")
     return [{name: value for name, value in event.items() if name not in clock} for event in trainer.history]
