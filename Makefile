@@ -15,7 +15,7 @@ export PYTHONDONTWRITEBYTECODE :=
 export RAY_USAGE_STATS_ENABLED := 0
 export HF_HUB_OFFLINE := 1
 
-.PHONY: help run test unit lint fmt lock schema clean store
+.PHONY: help run test chaos unit lint fmt lock schema clean store
 
 ##@ Use
 help: ## Show this list
@@ -38,6 +38,9 @@ test: $(VENV)/.test lint ## Lint, type-check, and run the unit and integration t
 
 unit: $(VENV)/.test ## The unit tests alone (seconds)
 	@$(PY) -m pytest tests/unit
+
+chaos: $(VENV)/.test ## Kill the workers of one training run fifty times (about ten minutes)
+	@CODEPARROT_NUM_KILLS=50 $(PY) -m pytest tests/integration/test_chaos.py -k random
 
 lint: $(VENV)/.test ## ruff, mypy, import-linter
 	@$(VENV)/bin/ruff check .

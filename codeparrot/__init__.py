@@ -1,33 +1,45 @@
 """The library: what a corpus, a tokenizer, a packed row, a model and a training step are.
 
 Flat, one noun per file, in the order in which data flows; a module imports only modules that stand before it.
-Nothing here imports ray or kubernetes, so every piece runs in a plain test.
+Nothing here imports ray or kubernetes, so every piece runs in a plain test or under torchrun.
 
-    errors          the tree of everything a user can do wrong or meet
-    settings        the base of all settings, and how a wrong one is reported
-    storage         S3 or a directory, by one interface
-    manifest        outputs that are committed at once, and fingerprints that say when to make them again
-    documents       one source file; how bytes become one
-    licenses        SPDX expressions from metadata, and allow-lists
-    sources/        where documents come from: packages, directory
-    filters         what a model should not learn from, and why
-    dedup           of documents that say the same, one stays
-    splits          train and validation, by repository
-    tokenizer       byte-level BPE, trained and applied in bulk
-    packing         documents to rows, with a ledger that balances
-    model           GPT-2 from a local configuration
-    optimizer       AdamW and its learning rate
-    precision       fp32, or bf16 where the device computes in it
-    dataloader      which rows a step trains on, as a pure function of the step
-    checkpoint      a step's whole state, committed at once and verified
-    metrics         loss, perplexity, bits per byte, and plain yardsticks
-    evaluate        the loss of rows, token-weighted
-    train           the loop
-    generate        completions
-    plots           the drawings of the report
-    report          the page a person looks at
-    config          the recipe: all settings of a run in one file
-    local_store     the embedded S3 server of a laptop
+    errors             the tree of everything a user can do wrong or meet
+    settings           the base of all settings, and how a wrong one is reported
+    s3                 a bucket of any S3-compatible store: endpoint, credentials, what its refusals mean
+    storage            S3 or a directory, by one interface; conditional writes; trying again
+    manifest           outputs that are committed at once, and fingerprints that say when to make them again
+    lease              of all processes that would write an output, one may
+    code_version       the version of the code that makes an output, read from its imports
+    draws              keyed randomness: every random choice is a function of the seed and its purpose
+    documents          one source file; how bytes become one
+    licenses           SPDX expressions from metadata, and allow-lists
+    sources/           where documents come from: packages, directory
+    filters            what a model should not learn from, and why
+    dedup              of documents that say the same, one stays
+    splits             train and validation, by repository
+    tokenizer          byte-level BPE, trained and applied in bulk
+    packing            documents to rows, with a ledger that balances
+    model              GPT-2 from a local configuration, and its files for the hub
+    optimizer          AdamW and its learning rate
+    precision          fp32, or bf16 where the device computes in it
+    data_order         which row is trained on when, as a pure function of the position
+    dataloader         packed rows by number, through a bounded cache, fetched ahead
+    checkpoint         a step's whole state, committed at once and verified
+    checkpoint_writer  checkpoints in the background
+    metrics            loss, perplexity, bits per byte, and plain yardsticks
+    evaluate           the loss of rows, token-weighted
+    parallel           ranks that train together (DDP, FSDP2), and how they agree
+    stopwatch          where the time of a training run goes
+    train_state        the state of a training run, to the host and back
+    training_job       what a training run is: settings, inputs, who watches, where it is
+    train              the loop
+    generate           completions
+    plots              the drawings of the report
+    report             the page a person looks at
+    config             the recipe: all settings of a run in one file
+    launch             from a recipe to a training job, and training it without Ray
+    ports              free ports of loopback
+    local_store        the embedded S3 server of a laptop
 """
 
 __version__ = "0.1.0"

@@ -11,6 +11,7 @@ The only place that imports ray. In the order of the flow:
     curate            raw -> curated, split documents
     train_tokenizer   curated -> tokenizer
     pack              curated + tokenizer -> packed rows
+    train_worker      what every Ray Train worker runs, and how it talks with the driver
     train             packed rows -> a run with checkpoints and an export
     evaluate          a run -> its measures on the validation split
     generate          a run -> completions
