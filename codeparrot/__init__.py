@@ -22,6 +22,7 @@ Nothing here imports ray or kubernetes, so every piece runs in a plain test or u
     model              GPT-2 from a local configuration, and its files for the hub
     optimizer          AdamW and its learning rate
     precision          fp32, or bf16 where the device computes in it
+    throughput         how much of a machine training uses
     data_order         which row is trained on when, as a pure function of the position
     dataloader         packed rows by number, through a bounded cache, fetched ahead
     checkpoint         a step's whole state, committed at once and verified
@@ -31,6 +32,7 @@ Nothing here imports ray or kubernetes, so every piece runs in a plain test or u
     parallel           ranks that train together (DDP, FSDP2), and how they agree
     stopwatch          where the time of a training run goes
     train_state        the state of a training run, to the host and back
+    run_record         metrics of a run, as JSON lines and for TensorBoard
     training_job       what a training run is: settings, inputs, who watches, where it is
     train              the loop
     generate           completions

@@ -81,6 +81,8 @@ class CheckpointStore:
     """Checkpoints of steps that are a multiple of this stay for ever."""
     token: str = FIRST_TOKEN
     """Of this attempt; later ones have a higher one."""
+    protected: set[int] = field(default_factory=set)
+    """Steps whose checkpoints are not pruned."""
     _damaged: set[int] = field(default_factory=set)
 
     @property
@@ -180,7 +182,7 @@ class CheckpointStore:
         doomed = set(own[: -self.num_to_keep])
         if self.keep_every_steps:
             doomed = {step for step in doomed if step % self.keep_every_steps}
-        for step in sorted(doomed | (self._damaged & committed)):
+        for step in sorted((doomed - self.protected) | (self._damaged & committed)):
             self._remove(step)
         here = load_manifest(self.storage, self.prefix_of(saved))
         named = {f"{here.folder}/{file.name}" for file in here.files} if here else set()

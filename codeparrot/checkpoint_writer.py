@@ -42,7 +42,8 @@ class CheckpointSettings(Settings):
 class CheckpointWriter:
     """One rank's writer; that of rank 0 also commits.
 
-    `guard` raises LeaseLost if this attempt may not commit any more. `tell` receives events, from the thread.
+    `guard` raises LeaseLost if this attempt may not commit any more. `committed` is called
+    after each commit, from the thread.
     """
 
     def __init__(
@@ -53,14 +54,14 @@ class CheckpointWriter:
         rank: int,
         world_size: int,
         guard: Callable[[], None],
-        tell: Callable[[str, Mapping[str, Any]], object],
+        committed: Callable[[Mapping[str, Any]], object],
     ) -> None:
         self._store = store
         self._settings = settings
         self._rank = rank
         self._world_size = world_size
         self._guard = guard
-        self._tell = tell
+        self._committed = committed
         self._thread: threading.Thread | None = None
         self._last_success = time.monotonic()
         self._failure: Exception | None = None
@@ -106,9 +107,9 @@ class CheckpointWriter:
                 entries = self._all_parts(step, deadline)
                 self._guard()
                 uri = self._persist(lambda: self._store.commit(step, entries), deadline)
-                self._tell("checkpoint", {"step": step, "uri": uri, "seconds": time.monotonic() - began})
             self.committed, self._failure, self._last_success = step, None, time.monotonic()
             if self._rank == 0:
+                self._committed({"step": step, "uri": uri, "seconds": time.monotonic() - began})
                 self._store.prune(step)
         except (StorageError, CheckpointError) as error:
             if self.committed != step:

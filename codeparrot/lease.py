@@ -20,7 +20,7 @@ import secrets
 import socket
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -177,6 +177,43 @@ def require_holder(storage: Storage, prefix: str, sequence: int) -> None:
     found = Lease(storage, prefix)._read()
     if found is None or found[0]["sequence"] != sequence or found[0]["released"]:
         raise LeaseLost(f"{storage.uri}/{prefix}: another process has taken over; this one ends without committing")
+
+
+def living(storage: Storage, prefixes: Collection[str]) -> set[str]:
+    """Those of these prefixes whose lease a living process holds.
+
+    Known at once of the processes of this machine; others are watched until they renew it, or its length is over.
+    """
+    alive, watched = set(), {}
+    for prefix in prefixes:
+        found = _look(storage, prefix)
+        if found is None or found[0]["released"] or _has_ended(found[0]["owner"]):
+            continue
+        if _machine() and found[0]["owner"]["machine"] == _machine():
+            alive.add(prefix)
+        else:
+            watched[prefix] = found
+    if watched:
+        logger.info("watching for a renewal of the lease of %s", ", ".join(sorted(watched)))
+    began = time.monotonic()
+    while watched:
+        time.sleep(min(WATCH_SECONDS, *(value["length_seconds"] / 10 for value, _ in watched.values())))
+        idle = time.monotonic() - began
+        for prefix, (value, tag) in list(watched.items()):
+            found = _look(storage, prefix)
+            if found is not None and found[1] != tag and not found[0]["released"]:
+                alive.add(prefix)
+                del watched[prefix]
+            elif found is None or found[0]["released"] or idle >= value["length_seconds"]:
+                del watched[prefix]
+    return alive
+
+
+def _look(storage: Storage, prefix: str) -> tuple[dict[str, Any], str] | None:
+    """The lease and its tag, or None if there is none that can be read."""
+    with contextlib.suppress(LeaseHeld):
+        return Lease(storage, prefix)._read()
+    return None
 
 
 def _this_process() -> dict[str, Any]:

@@ -96,6 +96,15 @@ def running(state: Path, bucket: str, *, revive: bool = False) -> Iterator[Local
         yield store
 
 
+def join(state: Path) -> LocalStore:
+    """The server that another process runs for this state folder. Raises StoreUnreachable if it does not answer."""
+    with contextlib.suppress(OSError, ValueError, KeyError):
+        store = LocalStore(json.loads((state / "server.json").read_bytes())["endpoint"], state / "credentials")
+        if _answers(store):
+            return store
+    raise StoreUnreachable(f"the embedded object store of the run that uses {state} does not answer; try again")
+
+
 @contextlib.contextmanager
 def _revived(state: Path, bucket: str, process: "subprocess.Popen[bytes]") -> Iterator[None]:
     """Start the server again whenever it ends within the `with` block; end it afterwards."""

@@ -86,6 +86,14 @@ def exchanging(parallel: Any, now: bool) -> Iterator[None]:
         yield
 
 
+def reshard(model: "nn.Module") -> None:
+    """After forward passes without a backward one: give up what FSDP2 has gathered, so parameters are shards again."""
+    for module in model.modules():
+        gathered: Any = module
+        if hasattr(gathered, "reshard"):
+            gathered.reshard()
+
+
 def whole(tensor: "torch.Tensor") -> "torch.Tensor":
     """The tensor, put together from the shards of all ranks if it is sharded. Collective."""
     return tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
@@ -96,8 +104,8 @@ def like(values: "torch.Tensor", tensor: "torch.Tensor") -> "torch.Tensor":
     from torch.distributed.tensor import DTensor, distribute_tensor
 
     if isinstance(tensor, DTensor):
-        placed: torch.Tensor = distribute_tensor(values.to(tensor.device), tensor.device_mesh, tensor.placements)
-        return placed
+        whole_values, mesh = values.to(tensor.device), tensor.device_mesh
+        return distribute_tensor(whole_values, mesh, tensor.placements, src_data_rank=None)
     return values.to(tensor.device)
 
 

@@ -22,6 +22,7 @@ from codeparrot.errors import (
 if TYPE_CHECKING:
     import pyarrow.fs
 
+MULTIPART_BYTES = 64 * 1024 * 1024  # a single request takes at most 5 GiB (S3 API reference)
 S3_DELETE_LIMIT = 1000  # keys in one DeleteObjects request (S3 API reference)
 
 
@@ -54,9 +55,26 @@ class S3Storage:
     def write(self, path: str, data: bytes, *, only_if_absent: bool = False, if_match: str | None = None) -> str:
         condition: dict[str, Any] = {"IfNoneMatch": "*"} if only_if_absent else {}
         condition |= {"IfMatch": if_match} if if_match is not None else {}
+        if len(data) > MULTIPART_BYTES and not condition:
+            return self._write_in_parts(path, data)
         with self._translated(path):
             answer = self._client.put_object(Bucket=self.bucket, Key=self.base + path, Body=data, **condition)
             return str(answer["ETag"])
+
+    def _write_in_parts(self, path: str, data: bytes) -> str:
+        """Several requests at once; the object appears when the last one has succeeded."""
+        import io
+
+        from boto3.exceptions import S3UploadFailedError
+        from boto3.s3.transfer import TransferConfig
+
+        parts = TransferConfig(multipart_threshold=MULTIPART_BYTES, multipart_chunksize=MULTIPART_BYTES)
+        with self._translated(path):
+            try:
+                self._client.upload_fileobj(io.BytesIO(data), self.bucket, self.base + path, Config=parts)
+            except S3UploadFailedError as error:  # it hides the error of the part that failed
+                raise (error.__cause__ or error.__context__ or error) from error
+            return str(self._client.head_object(Bucket=self.bucket, Key=self.base + path)["ETag"])
 
     def list(self, prefix: str = "") -> Iterator[tuple[str, int]]:
         pages = self._client.get_paginator("list_objects_v2")
@@ -76,7 +94,12 @@ class S3Storage:
                 raise StorageError(f"{self.uri}: could not delete {first.get('Key')}: {first.get('Message')}")
 
     def sweep(self, prefix: str) -> None:
-        """Nothing: an upload that was cut off leaves no object."""
+        """Uploads in parts that were cut off: no object, but space."""
+        pages = self._client.get_paginator("list_multipart_uploads")
+        with self._translated(prefix):
+            for page in pages.paginate(Bucket=self.bucket, Prefix=self.base + prefix):
+                for item in page.get("Uploads", []):
+                    self._client.abort_multipart_upload(Bucket=self.bucket, Key=item["Key"], UploadId=item["UploadId"])
 
     def check(self) -> None:
         """One listing with one key at most: it needs the endpoint, the credentials and the bucket."""

@@ -277,3 +277,30 @@ def persist(action: Callable[[], T], seconds: float, what: str) -> T:
                 logger.warning("%s: %s; trying again for up to %.0f s", what, error, seconds)
         time.sleep(pause)
         pause = min(2 * pause, LONGEST_PAUSE_SECONDS)
+
+
+def probe(storage: Storage, prefix: str) -> None:
+    """Find out whether the store can do what runs need. Raises StorageError that says what it cannot."""
+    path = f"{prefix}/.probe-{secrets.token_hex(4)}"
+    lacks = []
+    try:
+        tag = storage.write(path, b"0123456789", only_if_absent=True)
+        if not _is_refused(storage, path, only_if_absent=True):
+            lacks.append("writing only if absent (If-None-Match)")
+        storage.write(path, b"0123456789", if_match=tag)
+        if not _is_refused(storage, path, if_match=sha256_hex(b"other")[:32]):
+            lacks.append("writing only if unchanged (If-Match)")
+        if storage.read(path, 2, 5) != b"234":
+            lacks.append("reading a range")
+    finally:
+        storage.delete([path])
+    if lacks:
+        raise StorageError(f"{storage.uri}: this store cannot do what runs need: {'; '.join(lacks)}; use another store")
+
+
+def _is_refused(storage: Storage, path: str, *, only_if_absent: bool = False, if_match: str | None = None) -> bool:
+    try:
+        storage.write(path, b"0123456789", only_if_absent=only_if_absent, if_match=if_match)
+    except PreconditionFailed:
+        return True
+    return False

@@ -24,9 +24,11 @@ from codeparrot.errors import CheckpointError, TrainingError
 from codeparrot.evaluate import row_nll, spread
 from codeparrot.model import build_model, model_config
 from codeparrot.optimizer import build_optimizer, learning_rate
-from codeparrot.parallel import Agreement, World, exchanging, parallelize, whole
+from codeparrot.parallel import Agreement, World, exchanging, parallelize, reshard, whole
 from codeparrot.precision import autocast, choose_precision
+from codeparrot.run_record import METRICS, metrics_lines, write_record
 from codeparrot.storage import persist, sha256_hex
+from codeparrot.throughput import flops_per_token, peak_flops
 from codeparrot.train_state import restore, snapshot, state_json
 from codeparrot.training_job import Supervisor, Trainer, TrainingJob
 
@@ -42,10 +44,11 @@ def fit(job: TrainingJob, world: World, supervisor: Supervisor) -> Trainer:
     settings = job.train
     trainer = prepare(job, world, supervisor)
     resume(trainer)
-    tell(trainer, "training", {"world_size": world.world_size})
+    trainer.peak_flops = sum(trainer.agreement.all(peak_flops(world.device, trainer.precision)))
+    record(trainer, "training", {"world_size": world.world_size})
     trainer.clock.restart(trainer.step)
     polled = time.monotonic()
-    while trainer.step < settings.max_steps:
+    while not trainer.has_ended:
         polls = world.is_first and time.monotonic() - polled > POLL_SECONDS
         stop, polls, busy, ends = trainer.agreement.exchange(
             supervisor.stop_requested(), polls, trainer.writer.busy, trainer.writer.reason_to_end is not None
@@ -65,11 +68,25 @@ def fit(job: TrainingJob, world: World, supervisor: Supervisor) -> Trainer:
         if last or trainer.step % settings.eval_every_steps == 0:
             with trainer.clock.waiting("pause"):
                 record(trainer, "evaluation", {"validation_loss": validation_loss(trainer)})
-        if not last and trainer.step % settings.checkpoint.every_steps == 0:
-            save(trainer, busy=busy)
+        best = settings.keep_best and trainer.best_step == trainer.step
+        if best:
+            job.checkpoints.protected = {trainer.step}
+        if best or (not last and trainer.step % settings.checkpoint.every_steps == 0):
+            save(trainer, busy=busy and not best)
     finish(trainer)
+    if settings.keep_best and not trainer.stopped:
+        take_best(trainer)
     trainer.agreement.close()
     return trainer
+
+
+def take_best(trainer: Trainer) -> None:
+    """Put the weights of the best checkpoint in the place of the last ones, for the export. Collective."""
+    step = trainer.best_step
+    checkpoint = trainer.job.checkpoints.load(step) if step is not None else None
+    if checkpoint is None:
+        raise CheckpointError(f"the best checkpoint, of step {step}, is gone")
+    restore(trainer.model, trainer.optimizer, checkpoint)
 
 
 def prepare(job: TrainingJob, world: World, supervisor: Supervisor) -> Trainer:
@@ -89,13 +106,18 @@ def prepare(job: TrainingJob, world: World, supervisor: Supervisor) -> Trainer:
     row = job.rows.tensor([0]).to(world.device)
     parallel = parallelize(model, settings.parallel, world, row, compile=settings.compile)
     trainer: Trainer
+
+    def committed(values: Mapping[str, Any]) -> None:
+        tell(trainer, "checkpoint", values)
+        write_record(job.checkpoints.storage, job.checkpoints.run_prefix, list(trainer.history))
+
     writer = CheckpointWriter(
         job.checkpoints,
         settings.checkpoint,
         rank=world.rank,
         world_size=world.world_size,
         guard=supervisor.guard,
-        tell=lambda kind, values: tell(trainer, kind, values),
+        committed=committed,
     )
     trainer = Trainer(
         job,
@@ -109,6 +131,7 @@ def prepare(job: TrainingJob, world: World, supervisor: Supervisor) -> Trainer:
         choose_precision(settings.precision, world.device),
         writer,
         torch.full((), -1, device=world.device),
+        flops_per_token(config, sum(parameter.numel() for parameter in model.parameters())),
     )
     return trainer
 
@@ -171,6 +194,7 @@ def validation_loss(trainer: Trainer) -> float:
             mine = batch[world.rank :: world.world_size]
             nll = row_nll(trainer.model, rows.tensor(mine or batch[:1]).to(world.device))
             total += nll.sum() if mine else 0.0
+    reshard(trainer.model)
     return _sum_over_ranks(trainer, total).item() / (len(chosen) * (rows.max_seq_len - 1))
 
 
@@ -192,13 +216,17 @@ def record_step(trainer: Trainer, loss: "torch.Tensor", norm: "torch.Tensor") ->
     require_finite(trainer, loss)
     num_steps, seconds, waits = trainer.clock.read(trainer.step)
     tokens = settings.global_batch_size * trainer.job.rows.max_seq_len
+    useful = sum(event["seconds"] for event in trainer.history if event["kind"] == "step") + seconds
     values = {
         "loss": total,
         "grad_norm": norm.item(),
         "learning_rate": learning_rate(trainer.step - 1, settings.max_steps, settings),
         "tokens_seen": trainer.step * tokens,
         "rows_digest": trainer.rows_digest,
+        "seconds": seconds,
         "tokens_per_second": num_steps * tokens / seconds,
+        "mfu": num_steps * tokens / seconds * trainer.flops_per_token / trainer.peak_flops,
+        "goodput": useful / max(useful, time.time() - trainer.history[0]["time"]),
         "data_wait_seconds": waits["data"],
         "checkpoint_stall_seconds": waits["checkpoint"],
     }
@@ -253,7 +281,7 @@ def save(trainer: Trainer, *, busy: bool = False) -> None:
     with trainer.clock.waiting("checkpoint"):
         trainer.writer.join()
         require_finite(trainer)
-        others = {"train_state.json": state_json(position(trainer)), "metrics.jsonl": metrics_lines(trainer)}
+        others = {"train_state.json": state_json(position(trainer)), METRICS: metrics_lines(trainer.history)}
         files = snapshot(trainer.model, trainer.optimizer, trainer.world, others)
         trainer.writer.start(trainer.step, files)
 
@@ -297,11 +325,6 @@ def position(trainer: Trainer) -> dict[str, Any]:
     }
 
 
-def metrics_lines(trainer: Trainer) -> bytes:
-    """The history as JSON lines."""
-    return "".join(json.dumps(event, sort_keys=True) + "\n" for event in trainer.history).encode()
-
-
 def resume(trainer: Trainer) -> None:
     """Continue from the newest intact checkpoint, the same one on all ranks; fresh if there is none. Collective."""
     store, patience = trainer.job.checkpoints, trainer.job.train.checkpoint.retry_seconds
@@ -320,6 +343,8 @@ def resume(trainer: Trainer) -> None:
     restore(trainer.model, trainer.optimizer, checkpoint)
     state = json.loads(checkpoint.read("train_state.json"))
     trainer.step, trainer.rows_digest = int(state["step"]), str(state["rows_digest"])
-    trainer.history = [json.loads(line) for line in checkpoint.read("metrics.jsonl").splitlines()]
+    trainer.history = [json.loads(line) for line in checkpoint.read(METRICS).splitlines()]
     trainer.writer.started = trainer.writer.committed = trainer.step
+    if trainer.job.train.keep_best and trainer.best_step is not None:
+        store.protected = {trainer.best_step}
     tell(trainer, "resumed", {"uri": checkpoint.uri})

@@ -38,6 +38,7 @@ OPERATIONAL = {
     "placement_timeout_seconds",
 }
 """Settings that do not shape the trained model, but for rounding: they may change between the attempts of a run."""
+EVALUATIONS = {"eval_every_steps", "eval_rows"}
 
 
 class TrainSettings(OptimizerSettings):
@@ -66,6 +67,10 @@ class TrainSettings(OptimizerSettings):
     eval_every_steps: PositiveInt = 100
     eval_rows: PositiveInt = 256
     """Rows of the validation split, evenly spread, to evaluate during training."""
+    early_stop_evaluations: PositiveInt | None = None
+    """End when so many evaluations in a row have brought no lower validation loss; null: never."""
+    keep_best: bool = False
+    """Keep the checkpoint with the lowest validation loss, and export that one."""
     checkpoint: CheckpointSettings = CheckpointSettings()
     any_code_version: bool = False
     """Continue from checkpoints that another version of this project's code has made."""
@@ -87,7 +92,8 @@ class TrainSettings(OptimizerSettings):
 
     def identity(self) -> dict[str, Any]:
         """The settings that shape the trained model."""
-        return self.model_dump(mode="json", exclude=OPERATIONAL)
+        chooses = self.keep_best or self.early_stop_evaluations is not None  # by the evaluations, which then matter
+        return self.model_dump(mode="json", exclude=OPERATIONAL - (EVALUATIONS if chooses else set()))
 
 
 class Supervisor(Protocol):
@@ -153,6 +159,9 @@ class Trainer:
     writer: CheckpointWriter
     bad_step: "torch.Tensor"
     """On the device: the first step whose gradient was not finite, or -1."""
+    flops_per_token: float
+    peak_flops: float = 1.0
+    """Per second, of all ranks together."""
     step: int = 0
     """Steps done so far."""
     stopped: bool = False
@@ -163,3 +172,24 @@ class Trainer:
     """Logged events up to `step`; part of every checkpoint, so a resumed curve has no gap and no repetition."""
     clock: Stopwatch = field(default_factory=Stopwatch)
     """Since the last log line."""
+
+    def evaluations(self) -> list[tuple[int, float]]:
+        """(step, validation loss) of every evaluation so far."""
+        return [(event["step"], event["validation_loss"]) for event in self.history if event["kind"] == "evaluation"]
+
+    @property
+    def best_step(self) -> int | None:
+        """The step of the lowest validation loss so far, the first of equal ones."""
+        return min(self.evaluations(), key=lambda evaluation: (evaluation[1], evaluation[0]), default=(None, 0.0))[0]
+
+    @property
+    def has_ended(self) -> bool:
+        """Whether all steps are done, or further ones bring nothing. A function of the history, so it is resumable."""
+        patience = self.job.train.early_stop_evaluations
+        steps = [step for step, _ in self.evaluations()]
+        stale = (
+            patience is not None
+            and self.best_step is not None
+            and len(steps) - 1 - steps.index(self.best_step) >= patience
+        )
+        return stale or self.step >= self.job.train.max_steps

@@ -18,10 +18,12 @@ from codeparrot import launch
 from codeparrot.config import Recipe
 from codeparrot.errors import ClusterError, Interrupted
 from codeparrot.manifest import File, Manifest
+from codeparrot.storage import probe
 from ray_jobs.cluster import TRAIN_FOLDER, connect, require_room, unwrapped, warn_once
 from ray_jobs.interrupt import check
 from ray_jobs.progress import Advance, duration, progress
 from ray_jobs.stage import Output, Stage, Work, main, stage_settings
+from ray_jobs.telemetry import Telemetry
 from ray_jobs.train_worker import Mailbox, train_worker
 
 logger = logging.getLogger(__name__)
@@ -42,6 +44,7 @@ def run(work: Work) -> Output:
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
     settings = work.recipe.train
+    probe(work.storage, work.recipe.prefix_of("run"))
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)  # other nodes may go
     mailbox = ray.remote(num_cpus=0, scheduling_strategy=here)(Mailbox).remote()
     while True:
@@ -68,6 +71,8 @@ class Told:
     """Of worker groups, in this job."""
     num_failures: int = 0
     """Of worker groups since the last checkpoint."""
+    checkpoint: str = "no checkpoint yet"
+    """The newest, for the progress line."""
     trains: bool = False
     """Whether steps are being made, so that a checkpoint can be asked for."""
     error: Exception | None = None
@@ -80,11 +85,13 @@ def _train_once(work: Work, mailbox: Any, advance: Advance) -> Told:
     import ray
 
     told = Told()
+    telemetry = Telemetry(work.recipe.run_name)
 
     def listen(seconds: float) -> None:
         ended.wait(seconds)
         for event in ray.get(mailbox.drain.remote()):
             _watch(event, told, advance)
+            telemetry.observe(event)
 
     with _fitting(work, mailbox) as ended:
         try:
@@ -186,8 +193,10 @@ def _watch(event: dict[str, Any], told: Told, advance: Advance) -> None:
         told.trains = True
         logger.info("train            training from step %d on %d workers", event["step"], event["world_size"])
     elif kind == "step":
-        note = f"loss {event['loss']:.4f}  {event['tokens_per_second']:,.0f} tokens/s"
-        advance(event["step"], note)
+        waits = event["data_wait_seconds"] + event["checkpoint_stall_seconds"]
+        note = f"loss {event['loss']:.4f}  {event['tokens_per_second']:,.0f} tokens/s  MFU {event['mfu']:.0%}"
+        note += f"  waits {waits / event['seconds']:.1%}" if waits > 0 else ""
+        advance(event["step"], note + f"  {told.checkpoint}")
     elif kind == "resumed":
         logger.info("train            resumed at step %d/%d from %s", event["step"], event["max_steps"], event["uri"])
         advance(event["step"])
@@ -197,7 +206,7 @@ def _watch(event: dict[str, Any], told: Told, advance: Advance) -> None:
         )
     elif kind == "checkpoint":
         logger.info("train            step %d: checkpoint in %s", event["step"], duration(event["seconds"]))
-        told.num_failures = 0
+        told.num_failures, told.checkpoint = 0, f"checkpoint {event['step']}"
     elif kind == "warning":
         warn_once(event["message"])
     elif kind == "error":

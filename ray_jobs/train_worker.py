@@ -16,8 +16,9 @@ from codeparrot.lease import require_holder
 from codeparrot.manifest import Manifest, write_file
 from codeparrot.model import export_files
 from codeparrot.parallel import World, whole
+from codeparrot.run_record import METRICS, metrics_lines
 from codeparrot.storage import Storage, open_storage
-from codeparrot.train import fit, metrics_lines
+from codeparrot.train import fit
 from codeparrot.training_job import Trainer
 from ray_jobs.cluster import warnings_to
 
@@ -157,23 +158,30 @@ def _write_export(
     named = export_files(trainer.model, weights)
     named |= {name: tokenizer.read(storage, name) for name in TOKENIZER_FILES}
     files = [write_file(storage, folder, f"export/{name}", data) for name, data in named.items()]
-    files.append(write_file(storage, folder, "metrics.jsonl", metrics_lines(trainer)))
+    files.append(write_file(storage, folder, METRICS, metrics_lines(trainer.history)))
     return [vars(file) for file in files]
 
 
 def run_counts(trainer: Trainer, recipe: Recipe) -> dict[str, Any]:
     """What the manifest of a run records."""
     steps = [event for event in trainer.history if event["kind"] == "step"]
-    evaluations = [event for event in trainer.history if event["kind"] == "evaluation"]
     checkpoints: CheckpointStore = trainer.job.checkpoints
     return {
         "num_parameters": sum(parameter.numel() for parameter in trainer.model.parameters()),
         "world_size": trainer.world.world_size,
-        "max_steps": recipe.train.max_steps,
+        "num_steps": trainer.step,
+        "best_step": trainer.best_step if recipe.train.keep_best else None,
         "tokens_seen": steps[-1]["tokens_seen"] if steps else 0,
         "loss": steps[-1]["loss"] if steps else None,
-        "validation_loss": evaluations[-1]["validation_loss"] if evaluations else None,
+        "validation_loss": _validation_loss(trainer, recipe),
         "precision": trainer.precision,
         "device": trainer.world.device,
         "checkpoint_uri": checkpoints.uri(trainer.step),
     }
+
+
+def _validation_loss(trainer: Trainer, recipe: Recipe) -> float | None:
+    """Of the weights that are exported."""
+    losses = dict(trainer.evaluations())
+    step = trainer.best_step if recipe.train.keep_best else max(losses, default=None)
+    return losses[step] if step is not None else None

@@ -18,7 +18,7 @@ from codeparrot.errors import (
 from codeparrot.local_store import LocalStore
 from codeparrot.manifest import Attempt, load_manifest
 from codeparrot.s3 import S3Storage
-from codeparrot.storage import Storage, open_storage
+from codeparrot.storage import Storage, open_storage, probe
 
 CREDENTIALS = "[default]\naws_access_key_id = {key}\naws_secret_access_key = {secret}\n"
 
@@ -47,6 +47,30 @@ def test_a_conditional_write_lets_one_writer_win(storage: Storage) -> None:
     with pytest.raises(PreconditionFailed, match="exists already"):
         storage.write("lease", b"second", only_if_absent=True)
     assert storage.read("lease") == b"first"
+
+
+def test_a_write_on_condition_that_nothing_has_changed(storage: Storage) -> None:
+    tag = storage.write("lease", b"first")
+    assert storage.read_tagged("lease") == (b"first", tag)
+    newer = storage.write("lease", b"second", if_match=tag)
+    with pytest.raises(PreconditionFailed, match="changed by another writer"):
+        storage.write("lease", b"third", if_match=tag)
+    assert storage.read_tagged("lease") == (b"second", newer)
+
+
+def test_the_store_can_do_what_runs_need(storage: Storage) -> None:
+    probe(storage, "runs/tiny")
+    assert list(storage.list()) == []
+
+
+def test_a_large_object_goes_in_parts_and_what_is_cut_off_is_swept(s3: LocalStore, storage: S3Storage) -> None:
+    data = bytes(range(256)) * (280 * 1024)  # 70 MiB: two parts
+    tag = storage.write("large", data)
+    assert storage.read_tagged("large") == (data, tag)
+    client = s3.client()
+    client.create_multipart_upload(Bucket="codeparrot", Key=f"{storage.base}cut/off")
+    storage.sweep("cut/")
+    assert not client.list_multipart_uploads(Bucket="codeparrot", Prefix=storage.base).get("Uploads")
 
 
 def test_a_listing_is_sorted_complete_and_below_the_prefix(storage: Storage) -> None:

@@ -24,6 +24,21 @@ def test_the_rate_rises_in_a_line_falls_in_half_a_cosine_and_ends_at_its_last_fr
     assert rates[110] == pytest.approx(0.001)
 
 
+def test_wsd_stays_at_its_peak_and_falls_only_at_the_end() -> None:
+    wsd = settings(schedule="wsd", decay_fraction=0.25, final_learning_rate_fraction=0.0)
+    rates = [learning_rate(step, 100, wsd) for step in range(100)]
+    assert rates[9:75] == pytest.approx([0.01] * 66)
+    assert rates[74 + 9] == pytest.approx(0.01 * (1 - (9 / 25) ** 0.5))
+    assert rates[74:] == sorted(rates[74:], reverse=True)
+    assert rates[99] == 0
+
+
+def test_a_wsd_run_made_longer_has_the_same_rates_up_to_its_decay() -> None:
+    wsd = settings(schedule="wsd", decay_fraction=0.2)
+    short, long = ([learning_rate(step, steps, wsd) for step in range(steps)] for steps in (100, 200))
+    assert short[:80] == long[:80]
+
+
 @given(SCHEDULES)
 def test_the_rate_is_positive_and_never_above_its_peak(schedule: tuple[int, int, float]) -> None:
     max_steps, warmup_steps, final = schedule

@@ -3,7 +3,7 @@
 import json
 import multiprocessing
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +15,10 @@ from codeparrot import train
 from codeparrot.checkpoint import CheckpointStore, Identity
 from codeparrot.dataloader import PackedRows
 from codeparrot.errors import TrainingError
-from codeparrot.manifest import Attempt, Manifest
+from codeparrot.manifest import Attempt, Manifest, load_manifest
 from codeparrot.model import ModelSettings, build_model, model_config, num_parameters
 from codeparrot.packing import to_npy
-from codeparrot.parallel import World
+from codeparrot.parallel import World, whole
 from codeparrot.storage import LocalStorage
 from codeparrot.train import fit
 from codeparrot.training_job import Trainer, TrainingJob, TrainSettings, Unsupervised
@@ -39,7 +39,10 @@ SETTINGS: dict[str, Any] = {
 
 
 def packed_corpus(storage: LocalStorage) -> Manifest:
-    """Random rows, in two shards of the train split and one of the validation split."""
+    """Random rows, in two shards of the train split and one of the validation split. Made once in a store."""
+    made = load_manifest(storage, "packed")
+    if made is not None:
+        return made
     random = np.random.default_rng(0)
     attempt = Attempt(storage, "pack", "packed", {}, {}, "")
     splits, files = {}, []
@@ -94,8 +97,12 @@ class Watching(Unsupervised):
 
 def learned(trainer: Trainer) -> list[dict[str, Any]]:
     """The history without what depends on the clock."""
-    clock = ("time", "tokens_per_second", "data_wait_seconds", "checkpoint_stall_seconds")
-    return [{name: value for name, value in event.items() if name not in clock} for event in trainer.history]
+    clock = ("time", "seconds", "tokens_per_second", "mfu", "goodput", "data_wait_seconds", "checkpoint_stall_seconds")
+    return [
+        {name: value for name, value in event.items() if name not in clock}
+        for event in trainer.history
+        if event["kind"] != "training"
+    ]
 
 
 def settle() -> None:
@@ -157,30 +164,10 @@ def test_the_size_of_micro_batches_does_not_change_what_is_learned(tmp_path: Pat
             assert mine.get(key, 0.0) == pytest.approx(theirs.get(key, 0.0), rel=1e-5)
 
 
-def _rank(rank: int, folder: str, port: int) -> None:
-    torch.set_num_threads(1)
-    torch.distributed.init_process_group("gloo", f"tcp://127.0.0.1:{port}", rank=rank, world_size=2)
-    trainer = fit(job(Path(folder), run="two"), World(rank, 2), Unsupervised())
-    if rank == 0:
-        result = {"history": trainer.history, "weights": weights(trainer)}
-        (Path(folder) / "result.json").write_text(json.dumps(result))
-    torch.distributed.destroy_process_group()
-
-
 def test_two_ranks_see_the_same_rows_and_the_same_losses_as_one(tmp_path: Path, free_port: int) -> None:
     one = fit(job(tmp_path, run="one"), World(), Unsupervised())
-    context = multiprocessing.get_context("spawn")
-    ranks = [context.Process(target=_rank, args=(rank, str(tmp_path), free_port)) for rank in range(2)]
-    for process in ranks:
-        process.start()
-    for process in ranks:
-        process.join(120)
-    assert [process.exitcode for process in ranks] == [0, 0]
-    two = json.loads((tmp_path / "result.json").read_text())
-    for mine, theirs in zip(two["history"], one.history, strict=True):
-        for key in ("loss", "validation_loss"):
-            if key in mine:
-                assert mine[key] == pytest.approx(theirs[key], rel=1e-5)
+    two = with_ranks(tmp_path, "two", free_port)
+    assert_same_learning(two["history"], learned(one))
 
 
 def test_a_gradient_that_is_not_finite_ends_the_run_with_the_weights_before_it(
@@ -245,3 +232,77 @@ def test_the_same_seed_gives_the_same_model() -> None:
     first, second, other = (build_model(config, seed).state_dict() for seed in (0, 0, 1))
     assert all(torch.equal(first[name], second[name]) for name in first)
     assert any(not torch.equal(first[name], other[name]) for name in first)
+
+
+def _rank_with(rank: int, world_size: int, folder: str, port: int, name: str, settings: dict[str, Any]) -> None:
+    torch.set_num_threads(1)
+    torch.distributed.init_process_group("gloo", f"tcp://127.0.0.1:{port}", rank=rank, world_size=world_size)
+    trainer = fit(job(Path(folder), run=name, **settings), World(rank, world_size), Unsupervised())
+    state = {key: whole(value.detach()).flatten().tolist() for key, value in trainer.model.state_dict().items()}
+    if rank == 0:
+        (Path(folder) / f"{name}.json").write_text(json.dumps({"history": learned(trainer), "weights": state}))
+    torch.distributed.destroy_process_group()
+
+
+def with_ranks(folder: Path, name: str, port: int, *, world_size: int = 2, **settings: Any) -> Any:
+    """The result of a run of several processes."""
+    context = multiprocessing.get_context("spawn")
+    arguments = [(rank, world_size, str(folder), port, name, settings) for rank in range(world_size)]
+    ranks = [context.Process(target=_rank_with, args=each, daemon=True) for each in arguments]
+    for process in ranks:
+        process.start()
+    for process in ranks:
+        process.join(120)
+    assert [process.exitcode for process in ranks] == [0] * world_size
+    return json.loads((folder / f"{name}.json").read_text())
+
+
+def assert_same_learning(mine: Sequence[Mapping[str, Any]], theirs: Sequence[Mapping[str, Any]]) -> None:
+    for one, other in zip(mine, theirs, strict=True):
+        for key in ("loss", "validation_loss", "grad_norm"):
+            assert one.get(key, 0.0) == pytest.approx(other.get(key, 0.0), rel=1e-4), key
+
+
+def test_sharded_over_ranks_it_learns_the_same_and_continues_from_any_layout(tmp_path: Path, free_port: int) -> None:
+    """FSDP2, from the start; then from a checkpoint of one process; and one process from a checkpoint of FSDP2."""
+    one = fit(job(tmp_path, run="one"), World(), Unsupervised())
+    assert_same_learning(with_ranks(tmp_path, "sharded", free_port, parallel="fsdp")["history"], learned(one))
+    fit(job(tmp_path, run="changes"), World(), Watching(stop_at=1))
+    with_ranks(tmp_path, "changes", free_port, parallel="fsdp", checkpoint={"every_steps": 100})
+    last = fit(job(tmp_path, run="changes"), World(), Unsupervised())
+    assert_same_learning(learned(last), learned(one))
+    for name, values in weights(last).items():
+        assert values == pytest.approx(weights(one)[name], rel=1e-3, abs=1e-5), name
+
+
+def test_activation_checkpointing_learns_the_same(tmp_path: Path) -> None:
+    plain = fit(job(tmp_path, run="a", dropout=0.2), World(), Unsupervised())
+    saving = fit(job(tmp_path, run="b", dropout=0.2, activation_checkpointing=True), World(), Unsupervised())
+    assert_same_learning(learned(saving), learned(plain))
+
+
+def test_a_run_that_no_longer_improves_ends_early_and_exports_its_best(tmp_path: Path) -> None:
+    """A learning rate far too large: the first evaluation is the best."""
+    settings: dict[str, Any] = {"learning_rate": 3.0, "warmup_steps": 0, "max_steps": 20, "eval_every_steps": 1}
+    early = job(tmp_path, run="early", early_stop_evaluations=3, keep_best=True, **settings)
+    trainer = fit(early, World(), Unsupervised())
+    assert trainer.best_step is not None
+    assert trainer.step == trainer.best_step + 3 < 20
+    assert trainer.best_step in early.checkpoints.steps()
+    best = fit(job(tmp_path, run="best", **{**settings, "max_steps": 20}), World(), Watching(stop_at=None))
+    assert best.step == 20
+    again = fit(job(tmp_path, run="early", early_stop_evaluations=3, keep_best=True, **settings), World(), Watching())
+    assert again.step == trainer.step
+    assert weights(again) == weights(trainer)
+    assert train.validation_loss(trainer) == min(loss for _, loss in trainer.evaluations())
+
+
+def test_the_record_of_a_run_lies_in_its_prefix(tmp_path: Path) -> None:
+    trainer = fit(job(tmp_path), World(), Unsupervised())
+    storage = trainer.job.checkpoints.storage
+    settle()
+    events = [json.loads(line) for line in storage.read("run/metrics.jsonl").splitlines()]
+    steps = [event for event in events if event["kind"] == "step"]
+    assert [event["step"] for event in steps] == list(range(1, 7))
+    assert all(0 < event["mfu"] < 1 and 0 < event["goodput"] <= 1 for event in steps)
+    assert list(storage.list("run/tensorboard/"))

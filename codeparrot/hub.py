@@ -1,0 +1,168 @@
+"""A checkpoint as the hub has models: weights, configuration, tokenizer, and a model card with its figures.
+
+`AutoModelForCausalLM.from_pretrained` loads the folder. The card says only what manifests in the store say of this very
+model: its data if they are still what it was trained on, the evaluation of its run if that is of these weights. What
+only a person can know stands in it as `<...>`.
+"""
+
+import contextlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from codeparrot import __version__
+from codeparrot.checkpoint import Checkpoint
+from codeparrot.errors import CheckpointError, ManifestError
+from codeparrot.manifest import Manifest, load_manifest
+from codeparrot.model import ModelSettings, build_model, export_files, model_config
+from codeparrot.plots import compact, count, duration, size, visible
+from codeparrot.run_record import METRICS
+from codeparrot.runs import validation_losses
+from codeparrot.settings import validate
+from codeparrot.storage import Storage
+from codeparrot.tokenizer import Encoder
+
+if TYPE_CHECKING:
+    import transformers
+
+TEMPLATE = Path(__file__).with_name("hub.md.j2")
+CARD = "README.md"
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json")
+EMBEDDINGS, POSITIONS = "transformer.wte.weight", "transformer.wpe.weight"
+
+
+def hub_files(storage: Storage, run_prefix: str, checkpoint: Checkpoint) -> dict[str, bytes]:
+    """The files of the folder. Raises ManifestError if one of the checkpoint's is damaged, CheckpointError."""
+    outputs = _outputs(storage, run_prefix, checkpoint)
+    tokenizer = _tokenizer(storage, checkpoint, outputs)
+    model = restored_model(checkpoint, Encoder(tokenizer["tokenizer.json"].decode()).eos_token_id)
+    files = {**export_files(model), **tokenizer}
+    return {**files, CARD: render_card(storage, checkpoint, model, outputs).encode()}
+
+
+def restored_model(checkpoint: Checkpoint, eos_token_id: int) -> "transformers.GPT2LMHeadModel":
+    """The model of a checkpoint. Raises CheckpointError if it does not hold all of its weights."""
+    weights = dict(checkpoint.tensors("model"))
+    lacks = sorted({EMBEDDINGS, POSITIONS} - set(weights))
+    if not lacks:
+        settings = validate(ModelSettings, checkpoint.manifest.settings["model"], checkpoint.uri)
+        vocab_size, max_seq_len = len(weights[EMBEDDINGS]), len(weights[POSITIONS])
+        config = model_config(settings, vocab_size=vocab_size, max_seq_len=max_seq_len, eos_token_id=eos_token_id)
+        model = build_model(config, seed=0)
+        for name, parameter in model.named_parameters():
+            if name not in weights or weights[name].shape != parameter.shape:
+                lacks.append(name)
+            else:
+                parameter.data = weights[name]
+    if lacks:
+        raise CheckpointError(f"{checkpoint.uri} lacks {', '.join(lacks[:3])}")
+    return model.eval()
+
+
+def _outputs(storage: Storage, run_prefix: str, checkpoint: Checkpoint) -> dict[str, Manifest]:
+    """By noun, the outputs in the store that belong to this model; those made anew since are left out."""
+    found: dict[str, Manifest] = {}
+
+    def take(noun: str, prefix: str, digest: str | None) -> Mapping[str, str]:
+        """Keep the output if it has this digest; returns the digests of its inputs."""
+        with contextlib.suppress(ManifestError):
+            manifest = load_manifest(storage, prefix)
+            if manifest is not None and manifest.digest == digest:
+                found[noun] = manifest
+                return manifest.inputs
+        return {}
+
+    inputs = checkpoint.manifest.inputs
+    take("tokenizer", "tokenizer", inputs.get("tokenizer"))
+    packed = take("packed", "packed", inputs.get("packed"))
+    curated = take("curated", "curated", packed.get("curated"))
+    take("raw", "raw", curated.get("raw"))
+    with contextlib.suppress(ManifestError):
+        run = load_manifest(storage, run_prefix)
+        if run is not None and _same_training(run, checkpoint.manifest):
+            found["run"] = run
+            for noun in ("evaluation", "completions"):
+                made = load_manifest(storage, f"{run_prefix}/{noun}")
+                if _exported_step(run) == checkpoint.step and made and made.inputs.get("run") == run.digest:
+                    found[noun] = made
+    return found
+
+
+def _same_training(run: Manifest, checkpoint: Manifest) -> bool:
+    settings = {key: run.settings.get(key) for key in checkpoint.settings}
+    return settings == checkpoint.settings and run.inputs == checkpoint.inputs
+
+
+def _exported_step(run: Manifest) -> int | None:
+    """The step whose weights the run has exported."""
+    best: int | None = run.counts.get("best_step")
+    return run.counts.get("num_steps", run.settings["train"]["max_steps"]) if best is None else best
+
+
+def _tokenizer(storage: Storage, checkpoint: Checkpoint, outputs: Mapping[str, Manifest]) -> dict[str, bytes]:
+    """From the stage that made it or, if it was made anew since, from the run's own export."""
+    for noun, folder in (("tokenizer", ""), ("run", "export/")):
+        if noun in outputs:
+            with contextlib.suppress(ManifestError):
+                return {name: outputs[noun].read(storage, f"{folder}{name}") for name in TOKENIZER_FILES}
+    raise CheckpointError(
+        f"{checkpoint.uri}: the tokenizer it was trained with is not in {storage.uri} any more, or damaged; make it "
+        "again with the recipe of the run: `python -m ray_jobs.train_tokenizer`"
+    )
+
+
+def render_card(
+    storage: Storage, checkpoint: Checkpoint, model: "transformers.GPT2LMHeadModel", outputs: Mapping[str, Manifest]
+) -> str:
+    """The model card, in Markdown."""
+    import jinja2
+
+    settings = checkpoint.manifest.settings
+    train = settings["train"]
+    config = model.config
+    losses = validation_losses(checkpoint.read(METRICS)) if METRICS in checkpoint.manifest.names() else {}
+    environment = jinja2.Environment(  # noqa: S701 - Markdown; what strangers wrote is escaped by `cell` and `block`
+        undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    environment.filters |= {"count": count, "compact": compact, "size": size, "duration": duration}
+    environment.filters |= {"cell": cell, "block": block}
+    return environment.from_string(TEMPLATE.read_text("utf-8")).render(
+        version=__version__,
+        name=checkpoint.manifest.prefix.split("/")[1],
+        step=checkpoint.step,
+        created=checkpoint.manifest.created,
+        code=checkpoint.manifest.code,
+        uri=checkpoint.uri,
+        seed=settings["seed"],
+        train=train,
+        config=config,
+        num_parameters=sum(parameter.numel() for parameter in model.parameters()),
+        tokens_seen=checkpoint.step * train["global_batch_size"] * config.n_positions,
+        losses=sorted(losses.items()),
+        completions=_completions(storage, outputs),
+        run_seconds=outputs["run"].seconds if "run" in outputs else None,
+        **{noun: _counts(outputs, noun) for noun in ("raw", "curated", "tokenizer", "packed", "run", "evaluation")},
+    )
+
+
+def _counts(outputs: Mapping[str, Manifest], noun: str) -> Mapping[str, Any] | None:
+    return outputs[noun].counts if noun in outputs else None
+
+
+def _completions(storage: Storage, outputs: Mapping[str, Manifest]) -> list[dict[str, str]]:
+    with contextlib.suppress(ManifestError, KeyError):
+        pairs: list[dict[str, str]] = json.loads(outputs["completions"].read(storage, "completions.json"))
+        return pairs
+    return []
+
+
+def cell(value: object) -> str:
+    """Any value as the text of a cell of a table: neither markup nor HTML of it acts."""
+    text = " ".join(visible("null" if value is None else value).split())
+    return "".join(f"&#{ord(character)};" if character in "|<>&`*[]\\" else character for character in text)
+
+
+def block(text: str) -> str:
+    """Any text as an indented block of code."""
+    return "\n".join(f"    {line}".rstrip() for line in visible(text).split("\n"))

@@ -1,0 +1,38 @@
+"""How much of a machine training uses: floating-point operations per token, and what the machine can do at most."""
+
+import time
+from typing import TYPE_CHECKING
+
+from codeparrot.precision import autocast
+
+if TYPE_CHECKING:
+    import transformers
+
+NUM_TRIALS = 5
+SIZE_CPU, SIZE_GPU = 768, 8192
+
+
+def flops_per_token(config: "transformers.GPT2Config", num_parameters: int) -> float:
+    """Floating-point operations of a forward and a backward pass for one token.
+
+    6 N + 12 L T d (Chowdhery et al., PaLM, 2022, appendix B), with N without the position embeddings, which are
+    looked up; the token embeddings count once, as the output layer. Activation checkpointing computes more, which
+    does not count as useful.
+    """
+    matmul_parameters = num_parameters - config.n_positions * config.n_embd
+    return float(6 * matmul_parameters + 12 * config.n_layer * config.n_positions * config.n_embd)
+
+
+def peak_flops(device: str, precision: str) -> float:
+    """The most floating-point operations per second of this process, measured: products of large square matrices."""
+    import torch
+
+    size = SIZE_GPU if device.startswith("cuda") else SIZE_CPU
+    matrix = torch.randn(size, size, device=device)
+    best = float("inf")
+    with torch.no_grad(), autocast(precision, device):
+        for _ in range(NUM_TRIALS):
+            began = time.perf_counter()
+            torch.mm(matrix, matrix).sum().item()  # the number is waited for
+            best = min(best, time.perf_counter() - began)
+    return 2 * size**3 / best
