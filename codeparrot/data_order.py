@@ -92,6 +92,78 @@ class DataOrder:
         return _permutation(self.num_shards, self.seed, epoch)
 
 
+@dataclass(frozen=True)
+class MixedOrder:
+    """Several corpora, each in its own order, mixed by whole-number weights.
+
+    Every `sum(weights)` positions hold each corpus as often as its weight says, in a keyed order, so the share of a
+    corpus is exact, and where its stream stands is a function of the position. Rows are numbered through: those of
+    the second corpus follow those of the first.
+    """
+
+    seed: int
+    orders: tuple[DataOrder, ...]
+    weights: tuple[int, ...]
+
+    @property
+    def num_rows(self) -> int:
+        return sum(order.num_rows for order in self.orders)
+
+    def global_batch(self, step: int, global_batch_size: int) -> Int64:
+        """The row numbers of one step, in order: shape (global_batch_size,)."""
+        first = step * global_batch_size
+        return self.rows(np.arange(first, first + global_batch_size))
+
+    def rows(self, positions: Int64) -> Int64:
+        """The rows at these positions of the mixed stream: shape of `positions`."""
+        rows = np.empty_like(positions)
+        corpora, places = self._streams(positions)
+        offset = 0
+        for corpus, order in enumerate(self.orders):
+            here = corpora == corpus
+            rows[here] = offset + order.rows(places[here])
+            offset += order.num_rows
+        return rows
+
+    def shards(self, position: int, num_windows: int) -> list[int]:
+        """The shards needed from this position on, of all corpora; they are numbered through as rows are."""
+        cycle, slot = divmod(position, sum(self.weights))
+        pattern, _ = _pattern(self.seed, self.weights, cycle)
+        found, offset = list[int](), 0
+        for corpus, (order, weight) in enumerate(zip(self.orders, self.weights, strict=True)):
+            place = cycle * weight + int((pattern[:slot] == corpus).sum())
+            found += [offset + shard for shard in order.shards(place, num_windows)]
+            offset += order.num_shards
+        return found
+
+    def _streams(self, positions: Int64) -> tuple[Int64, Int64]:
+        """(corpus, position in its own stream) of positions in the mixed stream."""
+        total = sum(self.weights)
+        corpora, places = np.empty_like(positions), np.empty_like(positions)
+        for cycle in np.unique(positions // total).tolist():
+            here = positions // total == cycle
+            pattern, seen = _pattern(self.seed, self.weights, cycle)
+            slots = positions[here] % total
+            corpora[here] = pattern[slots]
+            places[here] = cycle * np.array(self.weights)[pattern[slots]] + seen[slots]
+        return corpora, places
+
+
+@lru_cache(maxsize=4096)
+def _pattern(seed: int, weights: tuple[int, ...], cycle: int) -> tuple[Int64, Int64]:
+    """(corpus of each slot, how often it came before in this cycle): shapes (sum(weights),)."""
+    total = sum(weights)
+    order = permute(np.arange(total, dtype=np.uint64), total, seed, "mixture", cycle).astype(np.int64)
+    pattern = np.repeat(np.arange(len(weights)), weights)[order]
+    seen = np.zeros_like(pattern)
+    for corpus in range(len(weights)):
+        seen[pattern == corpus] = np.arange(weights[corpus])
+    return pattern, seen
+
+
+Order = DataOrder | MixedOrder
+
+
 @lru_cache(maxsize=8)
 def _permutation(count: int, seed: int, epoch: int) -> Int64:
     return permute(np.arange(count, dtype=np.uint64), count, seed, "shards", epoch).astype(np.int64)

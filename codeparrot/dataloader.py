@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from codeparrot.data_order import DataOrder
+from codeparrot.data_order import DataOrder, MixedOrder
 from codeparrot.errors import EmptyCorpusError, ManifestError
 from codeparrot.manifest import File, Manifest
 from codeparrot.storage import NO_SPACE, Storage, persist, sha256_hex
@@ -50,16 +50,18 @@ class PackedRows:
     ) -> None:
         self._storage = storage
         self._manifest = manifest
-        self._files = [manifest.file(name) for name in manifest.names(f"{split}/rows-")]
+        self.files = [manifest.file(name) for name in manifest.names(f"{split}/rows-")]
         counts: dict[str, Any] = manifest.counts["splits"][split]
         self.num_rows = int(counts["num_rows"])
         self.max_seq_len = int(manifest.counts["max_seq_len"])
         self.rows_per_shard = int(manifest.counts["rows_per_shard"])
         self._cache = cache or default_cache()
-        self._cache_bytes = cache_bytes
+        self.cache_bytes = cache_bytes
         self._open: dict[int, npt.NDArray[Any]] = {}
-        self._locks = [threading.Lock() for _ in self._files]
-        self._wanted: list[int] = []
+        self._locks = [threading.Lock() for _ in self.files]
+        self.wanted: list[int] = []
+        self.family: Sequence[PackedRows] = [self]
+        """All that share the cache: what one of them wants, none may evict."""
         self._ahead: threading.Thread | None = None
         if self.num_rows == 0:
             raise EmptyCorpusError(
@@ -69,14 +71,13 @@ class PackedRows:
 
     def order(self, seed: int, window_shards: int) -> DataOrder:
         """The order in which to train on these rows. Raises ManifestError if the cache is too small for it."""
-        largest = sorted((file.size_bytes for file in self._files), reverse=True)
-        needed = sum(largest[: 2 * window_shards + 1])  # a short shard shifts the windows after it
-        if needed > self._cache_bytes:
-            raise ManifestError(
-                f"train.cache_bytes: {self._cache_bytes:,} is too small for two windows of {window_shards} shards "
-                f"({needed:,} bytes); raise it, or lower train.shuffle_shards"
-            )
+        require_cache([self], window_shards)
         return DataOrder(seed, self.num_rows, self.rows_per_shard, window_shards)
+
+    def bytes_ahead(self, window_shards: int) -> int:
+        """Of the shards that the cache must hold."""
+        largest = sorted((file.size_bytes for file in self.files), reverse=True)
+        return sum(largest[: 2 * window_shards + 1])  # a short shard shifts the windows after it
 
     def rows(self, indices: Sequence[int] | npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
         """Token ids of these rows: shape (len(indices), max_seq_len)."""
@@ -94,29 +95,39 @@ class PackedRows:
 
     def prefetch(self, shards: Sequence[int]) -> None:
         """Fetch these shards in the background, in this order; others may leave the cache."""
-        if list(shards) == self._wanted:
-            return
-        self._wanted = list(shards)
-        for shard in set(self._open) - set(shards):
+        if self.want(shards):
+            self.fetch_wanted()
+
+    def want(self, shards: Sequence[int]) -> bool:
+        """Remember which shards are needed next; whether they are others than before."""
+        changed = list(shards) != self.wanted
+        if changed:
+            self.wanted = list(shards)
+        return changed
+
+    def fetch_wanted(self) -> None:
+        """Fetch what is wanted, in the background."""
+        for shard in set(self._open) - set(self.wanted):
             del self._open[shard]
-        self._ahead = threading.Thread(target=self._fetch_ahead, args=(self._wanted,), name="prefetch", daemon=True)
+        self._ahead = threading.Thread(target=self._fetch_ahead, args=(self.wanted,), name="prefetch", daemon=True)
         self._ahead.start()
 
     def _fetch_ahead(self, shards: list[int]) -> None:
         self._make_room(shards)
         for shard in shards:
-            if shards is not self._wanted:
+            if shards is not self.wanted:
                 return
             try:
                 self._shard(shard)
             except Exception as error:  # noqa: BLE001 - whoever needs the shard tries again, and tells
-                logger.warning("could not fetch %s ahead of its use: %s", self._files[shard].name, error)
+                logger.warning("could not fetch %s ahead of its use: %s", self.files[shard].name, error)
 
     def _make_room(self, shards: list[int]) -> None:
-        sizes = {self._files[shard].sha256: self._files[shard].size_bytes for shard in shards}
+        sizes = {self.files[shard].sha256: self.files[shard].size_bytes for shard in shards}
         room = sum(size for sha256, size in sizes.items() if not (self._cache / f"{sha256}.npy").exists())
         try:
-            evict(self._cache, self._cache_bytes - room, keep=sizes)
+            keep = {part.files[shard].sha256 for part in self.family for shard in part.wanted}
+            evict(self._cache, self.cache_bytes - room, keep=keep)
         except OSError as error:
             logger.warning("cannot delete shards in %s: %s", self._cache, error.strerror)
 
@@ -126,7 +137,7 @@ class PackedRows:
             with self._locks[index]:
                 found = self._open.get(index)
                 if found is None:
-                    found = self._open[index] = self._load(self._files[index])
+                    found = self._open[index] = self._load(self.files[index])
         return found
 
     def _load(self, file: File) -> npt.NDArray[Any]:
@@ -150,6 +161,61 @@ class PackedRows:
 
     def _fetch(self, file: File) -> bytes:
         return persist(lambda: self._manifest.read(self._storage, file.name), RETRY_SECONDS, "training waits for data")
+
+
+class MixedRows:
+    """The rows of several corpora, numbered through: those of the second follow those of the first."""
+
+    def __init__(self, parts: Sequence[PackedRows], weights: Sequence[int]) -> None:
+        self._parts = parts
+        self._weights = tuple(weights)
+        self._first_row = np.cumsum([0, *(part.num_rows for part in parts)])
+        self._first_shard = np.cumsum([0, *(len(part.files) for part in parts)])
+        self.num_rows = int(self._first_row[-1])
+        self.max_seq_len = parts[0].max_seq_len
+        for part in parts:
+            part.family = parts
+
+    def order(self, seed: int, window_shards: int) -> MixedOrder:
+        """The order in which to train on these rows. Raises ManifestError if the cache is too small for it."""
+        require_cache(self._parts, window_shards)
+        orders = [DataOrder(seed, part.num_rows, part.rows_per_shard, window_shards) for part in self._parts]
+        return MixedOrder(seed, tuple(orders), self._weights)
+
+    def tensor(self, indices: Sequence[int] | npt.NDArray[np.int64]) -> "torch.Tensor":
+        """Token ids of these rows: shape (len(indices), max_seq_len), int64."""
+        import torch
+
+        numbers = np.asarray(indices, dtype=np.int64)
+        out = np.empty((len(numbers), self.max_seq_len), dtype=np.int64)
+        corpora = np.searchsorted(self._first_row, numbers, side="right") - 1
+        for corpus, part in enumerate(self._parts):
+            here = corpora == corpus
+            out[here] = part.rows(numbers[here] - self._first_row[corpus])
+        return torch.from_numpy(out)
+
+    def prefetch(self, shards: Sequence[int]) -> None:
+        """Fetch these shards in the background; others may leave the cache."""
+        corpora = np.searchsorted(self._first_shard, shards, side="right") - 1
+        wanted: list[list[int]] = [[] for _ in self._parts]
+        for corpus, shard in zip(corpora.tolist(), shards, strict=True):
+            wanted[corpus].append(int(shard - self._first_shard[corpus]))
+        changed = [part for part, shards_of_it in zip(self._parts, wanted, strict=True) if part.want(shards_of_it)]
+        for part in changed:
+            part.fetch_wanted()
+
+
+Rows = PackedRows | MixedRows
+
+
+def require_cache(parts: Sequence[PackedRows], window_shards: int) -> None:
+    """Raise ManifestError if the cache cannot hold what is fetched ahead."""
+    needed, cache_bytes = sum(part.bytes_ahead(window_shards) for part in parts), parts[0].cache_bytes
+    if needed > cache_bytes:
+        raise ManifestError(
+            f"train.cache_bytes: {cache_bytes:,} is too small for two windows of {window_shards} shards "
+            f"({needed:,} bytes); raise it, or lower train.shuffle_shards"
+        )
 
 
 def evict(folder: Path, max_bytes: int, keep: Collection[str]) -> None:

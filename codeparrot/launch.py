@@ -20,8 +20,8 @@ from typing import Any
 from codeparrot.checkpoint import CheckpointStore, Identity
 from codeparrot.code_version import code_version
 from codeparrot.config import Recipe, load_recipe
-from codeparrot.dataloader import PackedRows
-from codeparrot.errors import CodeParrotError
+from codeparrot.dataloader import MixedRows, PackedRows
+from codeparrot.errors import CodeParrotError, ManifestError
 from codeparrot.lease import Lease, holding
 from codeparrot.manifest import Manifest, require_manifest
 from codeparrot.parallel import World
@@ -32,11 +32,34 @@ from codeparrot.training_job import TrainingJob, Unsupervised
 logger = logging.getLogger(__name__)
 
 
-def checkpoint_store(recipe: Recipe, storage: Storage, packed: Manifest, tokenizer: Manifest) -> CheckpointStore:
+OWN = "packed"
+Corpora = Mapping[str, Manifest]
+"""Packed corpora by their prefix."""
+
+
+def mixed_corpora(recipe: Recipe, storage: Storage) -> Corpora:
+    """What `train.mixture` names besides the run's own corpus. Raises ManifestError if one does not go with it."""
+    prefixes = [prefix for prefix in recipe.train.mixture or () if prefix != OWN]
+    if not prefixes:
+        return {}
+    own = require_manifest(storage, recipe.prefix_of(OWN), "pack")
+    found = {prefix: require_manifest(storage, prefix, "pack") for prefix in prefixes}
+    for prefix, manifest in found.items():
+        if manifest.inputs.get("tokenizer") != own.inputs.get("tokenizer"):
+            raise ManifestError(f"train.mixture: {prefix} was packed with another tokenizer than {OWN}; pack it again")
+        if manifest.counts["max_seq_len"] != own.counts["max_seq_len"]:
+            raise ManifestError(f"train.mixture: the rows of {prefix} have another length than those of {OWN}")
+    return found
+
+
+def checkpoint_store(
+    recipe: Recipe, storage: Storage, packed: Manifest, tokenizer: Manifest, others: Corpora
+) -> CheckpointStore:
     """The checkpoints of the recipe's run on these inputs."""
     identity = Identity(
         settings={"seed": recipe.seed, "model": recipe.model.model_dump(mode="json"), "train": recipe.train.identity()},
-        inputs={"packed": packed.digest, "tokenizer": tokenizer.digest},
+        inputs={"packed": packed.digest, "tokenizer": tokenizer.digest}
+        | {prefix: manifest.digest for prefix, manifest in others.items()},
         code=code_version("codeparrot.train"),
         any_code=recipe.train.any_code_version,
     )
@@ -50,15 +73,20 @@ def checkpoint_store(recipe: Recipe, storage: Storage, packed: Manifest, tokeniz
     )
 
 
-def training_job(recipe: Recipe, storage: Storage, packed: Manifest, checkpoints: CheckpointStore) -> TrainingJob:
+def training_job(
+    recipe: Recipe, storage: Storage, packed: Manifest, others: Corpora, checkpoints: CheckpointStore
+) -> TrainingJob:
     """The job that a recipe describes, on these rows."""
+    corpora = {OWN: packed, **others}
+    weights = recipe.train.mixture or {OWN: 1}
+    parts = [PackedRows(storage, corpora[name], "train", cache_bytes=recipe.train.cache_bytes) for name in weights]
     return TrainingJob(
         model=recipe.model,
         train=recipe.train,
         seed=recipe.seed,
         vocab_size=packed.counts["vocab_size"],
         eos_token_id=packed.counts["eos_token_id"],
-        rows=PackedRows(storage, packed, "train", cache_bytes=recipe.train.cache_bytes),
+        rows=parts[0] if len(parts) == 1 else MixedRows(parts, tuple(weights.values())),
         validation=PackedRows(storage, packed, "validation", cache_bytes=recipe.train.cache_bytes),
         checkpoints=checkpoints,
     )
@@ -101,12 +129,13 @@ def train(recipe: Recipe) -> int:
     if world.world_size > 1:
         distributed.init_process_group("nccl" if device != "cpu" else "gloo")
     with _lease(storage, recipe, world) as lease:
-        checkpoints = checkpoint_store(recipe, storage, packed, tokenizer)
+        others = mixed_corpora(recipe, storage)
+        checkpoints = checkpoint_store(recipe, storage, packed, tokenizer, others)
         tokens: list[Any] = [f"{lease.sequence:08d}" if lease else None]
         if world.world_size > 1:
             distributed.broadcast_object_list(tokens)
         checkpoints.token = tokens[0]
-        trainer = fit(training_job(recipe, storage, packed, checkpoints), world, Terminal(lease))
+        trainer = fit(training_job(recipe, storage, packed, others, checkpoints), world, Terminal(lease))
     if world.world_size > 1:
         distributed.destroy_process_group()
     return 3 if trainer.stopped else 0

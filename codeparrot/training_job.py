@@ -8,8 +8,8 @@ from pydantic import Field, PositiveInt, model_validator
 
 from codeparrot.checkpoint import CheckpointStore
 from codeparrot.checkpoint_writer import CheckpointSettings, CheckpointWriter
-from codeparrot.data_order import DataOrder
-from codeparrot.dataloader import CACHE_BYTES, PackedRows
+from codeparrot.data_order import Order
+from codeparrot.dataloader import CACHE_BYTES, PackedRows, Rows
 from codeparrot.model import ModelSettings
 from codeparrot.optimizer import OptimizerSettings
 from codeparrot.parallel import Agreement, ParallelKind, World
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 OPERATIONAL = {
     "num_workers",
+    "min_workers",
     "micro_batch_size",
     "parallel",
     "compile",
@@ -51,6 +52,9 @@ class TrainSettings(OptimizerSettings):
     """Most rows of one forward pass on one rank."""
     num_workers: PositiveInt = 4
     """Ray Train workers, one rank each."""
+    min_workers: PositiveInt | None = None
+    """Train with as few as this while the cluster has no room for `num_workers`, and with more when it has again;
+    null: wait for room for all. The same rows and losses, but for rounding."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     """auto: bf16 on a GPU that computes in it, else fp32."""
     parallel: ParallelKind = "ddp"
@@ -59,6 +63,10 @@ class TrainSettings(OptimizerSettings):
     """Compile the model: pays for large models on GPUs, not for small ones on CPUs."""
     activation_checkpointing: bool = False
     """Compute activations again in the backward pass instead of keeping them: less memory, a third more work."""
+    mixture: dict[str, PositiveInt] | None = None
+    """Packed corpora by their prefix in the store, and how often each comes among the rows, as whole numbers:
+    `{packed: 3, docs/packed: 1}`. All must be packed with this run's tokenizer; `packed` is the run's own, which also
+    has the validation rows. null: that one alone."""
     shuffle_shards: PositiveInt = 16
     """Packed shards whose rows are shuffled together; the local cache holds two times as many."""
     cache_bytes: PositiveInt = CACHE_BYTES
@@ -88,6 +96,8 @@ class TrainSettings(OptimizerSettings):
             raise ValueError(
                 f"global_batch_size ({self.global_batch_size}) must be at least num_workers ({self.num_workers})"
             )
+        if self.min_workers is not None and self.min_workers > self.num_workers:
+            raise ValueError(f"min_workers ({self.min_workers}) must be at most num_workers ({self.num_workers})")
         return self
 
     def identity(self) -> dict[str, Any]:
@@ -137,7 +147,7 @@ class TrainingJob:
     seed: int
     vocab_size: int
     eos_token_id: int
-    rows: PackedRows
+    rows: Rows
     validation: PackedRows
     checkpoints: CheckpointStore
 
@@ -150,7 +160,7 @@ class Trainer:
     world: World
     supervisor: Supervisor
     agreement: Agreement
-    order: DataOrder
+    order: Order
     model: "nn.Module"
     parallel: Any
     """What to call instead of `model` in training: DDP, FSDP or a compiled model."""

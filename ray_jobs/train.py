@@ -17,8 +17,8 @@ from typing import Any
 from codeparrot import launch
 from codeparrot.config import Recipe
 from codeparrot.errors import ClusterError, Interrupted
-from codeparrot.manifest import File, Manifest
-from codeparrot.storage import probe
+from codeparrot.manifest import File, Manifest, canonical
+from codeparrot.storage import open_storage, probe, sha256_hex
 from ray_jobs.cluster import TRAIN_FOLDER, connect, require_room, unwrapped, warn_once
 from ray_jobs.interrupt import check
 from ray_jobs.progress import Advance, duration, progress
@@ -32,6 +32,12 @@ STOP_SECONDS = 25.0
 """How long a signal waits for the last checkpoint: less than the 30 s that Kubernetes gives by default."""
 POLL_SECONDS = 0.2
 WAY_OUT = "lower train.num_workers or train.resources_per_worker"
+
+
+def plan(recipe: Recipe) -> tuple[str, launch.Corpora]:
+    """The corpora that are mixed in, which other recipes have packed."""
+    others = launch.mixed_corpora(recipe, open_storage(recipe.storage.uri))
+    return sha256_hex(canonical({prefix: manifest.digest for prefix, manifest in others.items()})), others
 
 
 def run(work: Work) -> Output:
@@ -48,7 +54,8 @@ def run(work: Work) -> Output:
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)  # other nodes may go
     mailbox = ray.remote(num_cpus=0, scheduling_strategy=here)(Mailbox).remote()
     while True:
-        require_room(settings.num_workers, _worker_resources(work.recipe), settings.placement_timeout_seconds, WAY_OUT)
+        least = settings.min_workers or settings.num_workers
+        require_room(least, _worker_resources(work.recipe), settings.placement_timeout_seconds, WAY_OUT)
         with unwrapped(), progress("train", settings.max_steps, "steps") as advance:
             told = _train_once(work, mailbox, advance)
         if told.error is not None:
@@ -58,7 +65,7 @@ def run(work: Work) -> Output:
         if told.stopped is None:
             raise ClusterError("training ended without a result; run again to continue from the last checkpoint")
         logger.info("train            a node is about to go: training continues on others")
-    launch.checkpoint_store(work.recipe, work.storage, **work.inputs).remove_others()
+    launch.checkpoint_store(work.recipe, work.storage, **work.inputs, others=work.plan).remove_others()
     files = [File(**file) for file in told.result["files"]]
     return files, {**told.result["counts"], "num_restarts": told.num_starts - 1}
 
@@ -161,6 +168,7 @@ def _trainer(work: Work, mailbox: Any, name: str) -> Any:
         "sequence": work.lease.sequence,
         "packed": work.inputs["packed"],
         "tokenizer": work.inputs["tokenizer"],
+        "others": work.plan,
         "folder": work.attempt.folder,
         "mailbox": mailbox,
     }
@@ -169,7 +177,7 @@ def _trainer(work: Work, mailbox: Any, name: str) -> Any:
         train_loop_config=config,
         torch_config=TorchConfig(backend="nccl" if settings.use_gpu else "gloo"),
         scaling_config=ray.train.ScalingConfig(
-            num_workers=settings.num_workers,
+            num_workers=(settings.min_workers, settings.num_workers) if settings.min_workers else settings.num_workers,
             use_gpu=settings.use_gpu,
             resources_per_worker=_worker_resources(work.recipe),
         ),
@@ -232,6 +240,7 @@ STAGE = Stage(
     settings=lambda recipe: stage_settings(recipe, "seed", "model", "run_name") | {"train": recipe.train.identity()},
     run=run,
     summary=summary,
+    plan=plan,
 )
 
 if __name__ == "__main__":

@@ -115,10 +115,12 @@ def train_worker(config: dict[str, Any]) -> None:
 
     with warnings_to(warn):
         supervisor = RaySupervisor(mailbox, storage, recipe.prefix_of("run"), config["sequence"], world)
-        checkpoints = checkpoint_store(recipe, storage, config["packed"], config["tokenizer"])
+        checkpoints = checkpoint_store(recipe, storage, config["packed"], config["tokenizer"], config["others"])
         checkpoints.token = _token(config, world)
         try:
-            trainer = fit(training_job(recipe, storage, config["packed"], checkpoints), world, supervisor)
+            trainer = fit(
+                training_job(recipe, storage, config["packed"], config["others"], checkpoints), world, supervisor
+            )
         except FINAL as error:
             if world.is_first:
                 ray.get(mailbox.put.remote({"kind": "error", "error": error}))

@@ -331,3 +331,17 @@ def test_a_drained_node_costs_no_step(trainee: Machine, packed: Path) -> None:
     again.values = trainee.values | {"train": trainee.values["train"] | {"resources_per_worker": {"CPU": 0.5}}}
     again.run("train")
     assert result(trainee) == result(again)
+
+
+def test_a_run_shrinks_with_its_cluster(trainee: Machine, undisturbed: Trained) -> None:
+    trainee.values["train"] |= {"min_workers": 1, "resources_per_worker": {"CPU": 1}}
+    with local_store.running(trainee.state / "store", "codeparrot") as store, ray_cluster(num_cpus=1) as cluster:
+        second = cluster.join(num_cpus=1)
+        process = train_on(cluster, trainee, store)
+        place = process.wait_for("training from step 0 on 2 workers")
+        os.killpg(second.popen.pid, signal.SIGKILL)
+        process.wait_for("on 1 workers", after=place)
+        assert process.wait() == SUCCESS, process.output
+    trained = result(trainee)
+    assert trained.rows == undisturbed.rows
+    assert trained.losses == pytest.approx(undisturbed.losses, rel=1e-5)

@@ -3,7 +3,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from codeparrot.data_order import DataOrder, permute, rank_rows
+from codeparrot.data_order import DataOrder, MixedOrder, permute, rank_rows
 
 PINNED = {
     1: [5, 6, 4, 7, 9, 0, 1, 8, 3, 2, 7, 5, 4, 6, 8, 1, 0, 9, 2, 3],
@@ -193,3 +193,51 @@ def test_a_batch_needs_only_the_shards_of_its_windows(order: DataOrder, global_b
     num_windows = sum(window.start < positions.stop and positions.start < window.stop for window in known)
     batch = order.global_batch(step, global_batch_size).tolist()
     assert {row // order.rows_per_shard for row in batch} <= {*order.shards(positions.start, num_windows)}
+
+
+MIXTURES = st.lists(st.tuples(st.integers(1, 30), st.integers(1, 4)), min_size=1, max_size=3)
+
+
+def mixed(parts: list[tuple[int, int]], seed: int = 0) -> MixedOrder:
+    """Corpora of so many rows, with these weights."""
+    orders = tuple(DataOrder(seed, num_rows, rows_per_shard=4, window_shards=2) for num_rows, _ in parts)
+    return MixedOrder(seed, orders, tuple(weight for _, weight in parts))
+
+
+@given(MIXTURES, st.integers(0, 10**6))
+def test_each_corpus_comes_as_often_as_its_weight_says_in_every_cycle(parts: list[tuple[int, int]], cycle: int) -> None:
+    order, total = mixed(parts), sum(weight for _, weight in parts)
+    rows = order.rows(np.arange(cycle * total, (cycle + 1) * total))
+    borders = np.cumsum([0, *(num_rows for num_rows, _ in parts)])
+    for corpus, (_, weight) in enumerate(parts):
+        assert ((rows >= borders[corpus]) & (rows < borders[corpus + 1])).sum() == weight
+
+
+@given(MIXTURES)
+def test_within_a_mixture_each_corpus_keeps_its_own_order_with_every_row_once_an_epoch(
+    parts: list[tuple[int, int]],
+) -> None:
+    order, total = mixed(parts), sum(weight for _, weight in parts)
+    rows = order.rows(np.arange(40 * total))
+    borders = np.cumsum([0, *(num_rows for num_rows, _ in parts)])
+    for corpus, own in enumerate(order.orders):
+        mine = rows[(rows >= borders[corpus]) & (rows < borders[corpus + 1])] - borders[corpus]
+        assert mine.tolist() == own.rows(np.arange(len(mine))).tolist()
+
+
+@given(MIXTURES, st.lists(st.integers(0, 10**6), min_size=1, max_size=8))
+def test_a_position_of_a_mixture_is_found_without_the_others(parts: list[tuple[int, int]], places: list[int]) -> None:
+    order = mixed(parts)
+    together = order.rows(np.array(places)).tolist()
+    assert together == [order.rows(np.array([place])).item() for place in places]
+
+
+@given(MIXTURES, st.integers(0, 500))
+def test_a_mixture_names_the_shard_that_its_next_row_uses(parts: list[tuple[int, int]], position: int) -> None:
+    order = mixed(parts)
+    shards = set(order.shards(position, 2))
+    first_row = np.cumsum([0, *(num_rows for num_rows, _ in parts)])
+    first_shard = np.cumsum([0, *(own.num_shards for own in order.orders)])
+    row = order.rows(np.array([position])).item()
+    corpus = int(np.searchsorted(first_row, row, side="right")) - 1
+    assert first_shard[corpus] + (row - first_row[corpus]) // 4 in shards

@@ -12,7 +12,7 @@ import numpy.typing as npt
 import pytest
 
 from codeparrot.data_order import DataOrder
-from codeparrot.dataloader import PackedRows, cached, default_cache, evict
+from codeparrot.dataloader import MixedRows, PackedRows, cached, default_cache, evict
 from codeparrot.errors import EmptyCorpusError, ManifestError, StoreUnreachable
 from codeparrot.manifest import Attempt, Manifest
 from codeparrot.packing import to_npy
@@ -476,3 +476,31 @@ def test_those_who_need_a_shard_at_the_same_time_fetch_it_once(
     readers = [one if shared else PackedRows(storage, manifest, "train", cache) for _ in range(6)]
     assert read_at_once(readers) == [ALL] * 6
     assert sorted(fetched(storage)) == [0, 1, 2]
+
+
+def test_rows_of_two_corpora_are_numbered_through_and_share_a_cache(storage: WatchedStorage, cache: Path) -> None:
+    """The cache has room for what both want, and for nothing else."""
+    first = packed(storage)
+    second = packed(LocalStorage(str(storage.root / "other")), ROWS + 100)
+    parts = [
+        PackedRows(storage, first, "train", cache),
+        PackedRows(LocalStorage(str(storage.root / "other")), second, "train", cache),
+    ]
+    rows = MixedRows(parts, (2, 1))
+    assert rows.num_rows == 2 * NUM_ROWS
+    wanted = [0, NUM_ROWS, 2 * NUM_ROWS - 1, NUM_ROWS - 1]
+    both = np.concatenate([ROWS, ROWS + 100])
+    assert rows.tensor(wanted).tolist() == both[wanted].tolist()
+    for part in parts:
+        part.cache_bytes = 1
+    rows.prefetch([1, 3 + 2])
+    wait_for_prefetch()
+    assert cached_shards(first, cache) == [1]
+    assert cached_shards(second, cache) == [2]
+
+
+def test_a_mixture_has_an_order_of_its_own(storage: WatchedStorage, cache: Path) -> None:
+    parts = [PackedRows(storage, packed(storage), "train", cache) for _ in range(2)]
+    order = MixedRows(parts, (2, 1)).order(seed=1, window_shards=2)
+    batch = order.global_batch(0, 6)
+    assert (batch < NUM_ROWS).sum() == 4
