@@ -93,3 +93,45 @@ def test_a_cluster_that_is_not_there_is_told(recipe: Path, s3: LocalStore) -> No
     assert done.returncode == FAILED
     assert "error: cannot use the cluster at RAY_ADDRESS=127.0.0.1:1" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+SCRAPE = """
+import time, urllib.request
+import ray
+from ray_jobs.cluster import connect, ray_session
+from ray_jobs.telemetry import GAUGES, Telemetry
+
+with ray_session():
+    connect()
+    telemetry = Telemetry("tiny")
+    step = {"kind": "step", "step": 10, "seconds": 2.0, "loss": 5.5, "mfu": 0.25}
+    telemetry.observe({"kind": "started", "number": 1})
+    telemetry.observe({"kind": "training", "step": 0})
+    telemetry.observe(step)
+    telemetry.observe({"kind": "started", "number": 2})
+    telemetry.observe({"kind": "training", "step": 5})
+    (node,) = ray.nodes()
+    address = f"http://127.0.0.1:{node['MetricsExportPort']}/metrics"
+    deadline = time.monotonic() + 60
+    lines = []
+    while not any("codeparrot_recovery_seconds" in line for line in lines) and time.monotonic() < deadline:
+        time.sleep(1)
+        lines = urllib.request.urlopen(address).read().decode().splitlines()
+    print("\\n".join(line for line in lines if "codeparrot_" in line))
+"""
+
+
+def test_prometheus_can_ask_how_a_run_goes(cluster: Cluster) -> None:
+    done = run([sys.executable, "-c", SCRAPE], RAY_ADDRESS=cluster.gcs, **cluster.environment())
+    assert done.returncode == 0, done.stdout + done.stderr
+
+    def value(name: str) -> float:
+        (line,) = [line for line in done.stdout.splitlines() if line.startswith(f"ray_codeparrot_{name}{{")]
+        assert 'run_name="tiny"' in line
+        return float(line.rpartition(" ")[2])
+
+    assert value("loss") == 5.5
+    assert value("mfu") == 0.25
+    assert value("num_restarts") == 1
+    assert value("lost_work_seconds") == 2.0
+    assert value("recovery_seconds") >= 0
