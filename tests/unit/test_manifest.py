@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from codeparrot.errors import ManifestError, ObjectNotFound
+from codeparrot.errors import ManifestError
 from codeparrot.manifest import (
     Attempt,
     Manifest,
@@ -168,12 +168,15 @@ def test_a_flipped_bit_is_noticed(tmp_path_factory: pytest.TempPathFactory, byte
 
 def test_a_cut_or_a_missing_file_is_noticed(storage: LocalStorage) -> None:
     manifest = make(storage, b"text")
+    assert manifest.missing(storage) == []
     storage.write(manifest.path("a/00000"), b"tex")
-    with pytest.raises(ManifestError, match="is damaged"):
+    with pytest.raises(ManifestError, match=r"is damaged.*; delete curated/manifest.json to make it again"):
         manifest.read(storage, "a/00000")
+    assert manifest.missing(storage) == ["a/00000"]
     storage.delete([manifest.path("a/00000")])
-    with pytest.raises(ObjectNotFound, match="a/00000"):
+    with pytest.raises(ManifestError, match=r"is gone; delete curated/manifest.json to make it again"):
         manifest.read(storage, "a/00000")
+    assert manifest.missing(storage) == ["a/00000"]
 
 
 def test_a_file_that_the_manifest_does_not_name_is_an_error(storage: LocalStorage) -> None:
