@@ -10,12 +10,13 @@ VENV := .venv
 PY := $(VENV)/bin/python
 CONFIG ?= recipes/tiny.yaml
 STAGE ?= pipeline
+ONLY ?=
 # Plain pip and uv settings that some machines export would make every start slower: bytecode is compiled once.
 export PYTHONDONTWRITEBYTECODE :=
 export RAY_USAGE_STATS_ENABLED := 0
 export HF_HUB_OFFLINE := 1
 
-.PHONY: help run test chaos unit lint fmt lock schema clean store
+.PHONY: help run test chaos unit bench lint fmt lock schema clean store
 
 ##@ Use
 help: ## Show this list
@@ -41,6 +42,9 @@ unit: $(VENV)/.test ## The unit tests alone (seconds)
 
 chaos: $(VENV)/.test ## Kill the workers of one training run fifty times (about ten minutes)
 	@CODEPARROT_NUM_KILLS=50 $(PY) -m pytest tests/integration/test_chaos.py -k random
+
+bench: $(VENV)/.test ## Measure against peers (ONLY=id for one)
+	@$(PY) -m benchmarks $(ONLY)
 
 lint: $(VENV)/.test ## ruff, mypy, import-linter
 	@$(VENV)/bin/ruff check .

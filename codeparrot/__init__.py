@@ -38,6 +38,8 @@ Nothing here imports ray or kubernetes, so every piece runs in a plain test or u
     generate           completions
     plots              the drawings of the report
     report             the page a person looks at
+    runs               the runs of a store: what there is, whether it is intact, deleting it
+    hub                a checkpoint as the hub has models, with its model card
     config             the recipe: all settings of a run in one file
     launch             from a recipe to a training job, and training it without Ray
     ports              free ports of loopback

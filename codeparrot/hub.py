@@ -14,13 +14,13 @@ from typing import TYPE_CHECKING, Any
 from codeparrot import __version__
 from codeparrot.checkpoint import Checkpoint
 from codeparrot.errors import CheckpointError, ManifestError
-from codeparrot.manifest import Manifest, load_manifest
+from codeparrot.manifest import Manifest, canonical, load_manifest
 from codeparrot.model import ModelSettings, build_model, export_files, model_config
 from codeparrot.plots import compact, count, duration, size, visible
 from codeparrot.run_record import METRICS
 from codeparrot.runs import validation_losses
 from codeparrot.settings import validate
-from codeparrot.storage import Storage
+from codeparrot.storage import Storage, sha256_hex
 from codeparrot.tokenizer import Encoder
 
 if TYPE_CHECKING:
@@ -28,12 +28,16 @@ if TYPE_CHECKING:
 
 TEMPLATE = Path(__file__).with_name("hub.md.j2")
 CARD = "README.md"
+CORE_INPUTS = ("packed", "tokenizer")
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json")
 EMBEDDINGS, POSITIONS = "transformer.wte.weight", "transformer.wpe.weight"
 
 
 def hub_files(storage: Storage, run_prefix: str, checkpoint: Checkpoint) -> dict[str, bytes]:
     """The files of the folder. Raises ManifestError if one of the checkpoint's is damaged, CheckpointError."""
+    from transformers.utils.logging import disable_progress_bar
+
+    disable_progress_bar()
     outputs = _outputs(storage, run_prefix, checkpoint)
     tokenizer = _tokenizer(storage, checkpoint, outputs)
     model = restored_model(checkpoint, Encoder(tokenizer["tokenizer.json"].decode()).eos_token_id)
@@ -78,6 +82,9 @@ def _outputs(storage: Storage, run_prefix: str, checkpoint: Checkpoint) -> dict[
     packed = take("packed", "packed", inputs.get("packed"))
     curated = take("curated", "curated", packed.get("curated"))
     take("raw", "raw", curated.get("raw"))
+    for prefix, digest in inputs.items():
+        if prefix not in CORE_INPUTS:
+            take(f"mixed {prefix}", prefix, digest)
     with contextlib.suppress(ManifestError):
         run = load_manifest(storage, run_prefix)
         if run is not None and _same_training(run, checkpoint.manifest):
@@ -90,8 +97,10 @@ def _outputs(storage: Storage, run_prefix: str, checkpoint: Checkpoint) -> dict[
 
 
 def _same_training(run: Manifest, checkpoint: Manifest) -> bool:
-    settings = {key: run.settings.get(key) for key in checkpoint.settings}
-    return settings == checkpoint.settings and run.inputs == checkpoint.inputs
+    own = {key: run.settings.get(key) for key in checkpoint.settings} == checkpoint.settings
+    mixed = {key: digest for key, digest in checkpoint.inputs.items() if key not in CORE_INPUTS}
+    same_mixture = not mixed or run.inputs.get("plan") == sha256_hex(canonical(mixed))  # of the stage `train`
+    return own and same_mixture and all(run.inputs.get(key) == checkpoint.inputs.get(key) for key in CORE_INPUTS)
 
 
 def _exported_step(run: Manifest) -> int | None:
@@ -140,6 +149,10 @@ def render_card(
         num_parameters=sum(parameter.numel() for parameter in model.parameters()),
         tokens_seen=checkpoint.step * train["global_batch_size"] * config.n_positions,
         losses=sorted(losses.items()),
+        mixture=[
+            (prefix, weight, _counts(outputs, "packed" if prefix == "packed" else f"mixed {prefix}"))
+            for prefix, weight in (train.get("mixture") or {}).items()
+        ],
         completions=_completions(storage, outputs),
         run_seconds=outputs["run"].seconds if "run" in outputs else None,
         **{noun: _counts(outputs, noun) for noun in ("raw", "curated", "tokenizer", "packed", "run", "evaluation")},
@@ -159,7 +172,7 @@ def _completions(storage: Storage, outputs: Mapping[str, Manifest]) -> list[dict
 
 def cell(value: object) -> str:
     """Any value as the text of a cell of a table: neither markup nor HTML of it acts."""
-    text = " ".join(visible("null" if value is None else value).split())
+    text = " ".join(visible(value if isinstance(value, str) else json.dumps(value)).split())
     return "".join(f"&#{ord(character)};" if character in "|<>&`*[]\\" else character for character in text)
 
 

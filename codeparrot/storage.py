@@ -43,7 +43,7 @@ logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
-NUM_CREATE_TRIES = 10
+NUM_CREATE_TRIES = 1000
 FIRST_PAUSE_SECONDS = 0.1
 LONGEST_PAUSE_SECONDS = 5.0
 TEMPORARY = ".tmp"

@@ -216,7 +216,7 @@ def record_step(trainer: Trainer, loss: "torch.Tensor", norm: "torch.Tensor") ->
     require_finite(trainer, loss)
     num_steps, seconds, waits = trainer.clock.read(trainer.step)
     tokens = settings.global_batch_size * trainer.job.rows.max_seq_len
-    useful = sum(event["seconds"] for event in trainer.history if event["kind"] == "step") + seconds
+    useful = sum(event.get("seconds", 0.0) for event in trainer.history if event["kind"] == "step") + seconds
     values = {
         "loss": total,
         "grad_norm": norm.item(),

@@ -11,12 +11,14 @@ The only place that imports ray. In the order of the flow:
     curate            raw -> curated, split documents
     train_tokenizer   curated -> tokenizer
     pack              curated + tokenizer -> packed rows
+    telemetry         what Prometheus can ask of a run
     train_worker      what every Ray Train worker runs, and how it talks with the driver
     train             packed rows -> a run with checkpoints and an export
     evaluate          a run -> its measures on the validation split
     generate          a run -> completions
     report            all of them -> one page
     pipeline          all stages in order, as one resumable job
+    runs              no stage: the runs of a store, listed, verified, exported and deleted
     clean             what `make clean` does: stop what was started, remove what was made
     local             a laptop's `make run`: the embedded store, then the pipeline
 """

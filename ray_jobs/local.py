@@ -1,9 +1,11 @@
 """A laptop's entry: the embedded object store for the length of a run, and the run in it.
 
     python -m ray_jobs.local [STAGE] --config FILE [--set key.path=value]... [--dry-run] [--debug]
+    python -m ray_jobs.local runs --config FILE [--set key.path=value]... ACTION
 
 runs `python -m ray_jobs.STAGE` (default: pipeline) with the same arguments. If AWS_ENDPOINT_URL is set, that store is
-used; if the server's wheel does not exist for this platform, a local directory stands in for it.
+used; if the server's wheel does not exist for this platform, a local directory stands in for it. `runs` also works
+beside a run, in the store of that run.
 """
 
 import argparse
@@ -22,11 +24,13 @@ from codeparrot.config import load_recipe
 from codeparrot.errors import CodeParrotError, ConfigError, Interrupted, StoreFull
 from codeparrot.s3 import endpoint_url
 from codeparrot.storage import parse_uri
+from ray_jobs import runs
 from ray_jobs.interrupt import SIGNALS, interruptible
 from ray_jobs.progress import size
 from ray_jobs.stage import MADE_BY, parse, reported, state_folder
 
-STAGES = ("pipeline", *MADE_BY.values())
+RUNS = "runs"
+STAGES = ("pipeline", *MADE_BY.values(), RUNS)
 SHADOWING = (
     "AWS_ACCESS_KEY_ID",
     "AWS_SECRET_ACCESS_KEY",
@@ -48,7 +52,7 @@ def main() -> int:
     if stage not in STAGES:
         print(f"error: no stage {stage!r}; there are {', '.join(STAGES)}", file=sys.stderr)
         return ConfigError.exit_code
-    options = parse(f"ray_jobs.local {stage}", arguments)
+    options = (runs.parse if stage == RUNS else parse)(f"ray_jobs.local {stage}", arguments)
     state = state_folder()
     return reported(lambda: _launch(stage, options, arguments, state), debug=options.debug)
 
@@ -57,7 +61,9 @@ def _launch(stage: str, options: argparse.Namespace, arguments: list[str], state
     recipe = load_recipe(options.config, options.overrides)
     if options.dry_run:
         return _run(stage, arguments, {})
-    with interruptible(), _only_one(state), _store(state, recipe.storage.uri) as (environment, overrides):
+    beside = stage == RUNS and running_pid(state) is not None
+    alone = contextlib.nullcontext() if beside else _only_one(state)
+    with interruptible(), alone, _store(state, recipe.storage.uri, beside) as (environment, overrides):
         environment = {"CODEPARROT_CACHE": str(state / "cache"), "CODEPARROT_STATE": str(state), **environment}
         code = _run(stage, [*arguments, *overrides], environment)
         free = shutil.disk_usage(state).free
@@ -103,8 +109,8 @@ def running_pid(state: Path) -> int | None:
 
 
 @contextlib.contextmanager
-def _store(state: Path, uri: str) -> Iterator[tuple[Mapping[str, str], list[str]]]:
-    """(environment variables, overrides) by which the run reaches its storage."""
+def _store(state: Path, uri: str, beside: bool = False) -> Iterator[tuple[Mapping[str, str], list[str]]]:
+    """(environment variables, overrides) by which the run reaches its storage; `beside`: in the store of another."""
     scheme, bucket, prefix = parse_uri(uri)
     if scheme != "s3" or endpoint_url():
         yield {}, []
@@ -117,6 +123,9 @@ def _store(state: Path, uri: str) -> Iterator[tuple[Mapping[str, str], list[str]
             os.environ.pop(name, None)
         hosts = [os.environ.get("NO_PROXY") or os.environ.get("no_proxy"), "127.0.0.1", "localhost"]
         os.environ["NO_PROXY"] = os.environ["no_proxy"] = ",".join(filter(None, hosts))
+        if beside:
+            yield local_store.join(state / "store").environment(), []
+            return
         with local_store.running(state / "store", bucket, revive=True) as store:
             yield store.environment(), []
 

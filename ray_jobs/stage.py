@@ -183,6 +183,11 @@ def _checked(recipe: Recipe, action: Callable[[Recipe, Storage], object]) -> Non
 
 def parse(name: str, arguments: Sequence[str] | None = None) -> argparse.Namespace:
     """The command line that every stage shares."""
+    return shared_options(name).parse_args(arguments)
+
+
+def shared_options(name: str) -> argparse.ArgumentParser:
+    """The parser of that command line."""
     parser = argparse.ArgumentParser(prog=f"python -m {name}", description=f"One stage: {name}.", allow_abbrev=False)
     parser.add_argument("--config", required=True, metavar="FILE", help="the recipe, a YAML file")
     parser.add_argument(
@@ -195,7 +200,7 @@ def parse(name: str, arguments: Sequence[str] | None = None) -> argparse.Namespa
     )
     parser.add_argument("--dry-run", action="store_true", help="print the resolved recipe and stop")
     parser.add_argument("--debug", action="store_true", help="show tracebacks")
-    return parser.parse_args(arguments)
+    return parser
 
 
 def guarded(options: argparse.Namespace, action: Callable[[Recipe], object]) -> int:

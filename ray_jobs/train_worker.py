@@ -146,7 +146,7 @@ def _conclude(trainer: Trainer, recipe: Recipe, storage: Storage, config: Mappin
 
     event: dict[str, Any] = {"kind": "stopped", "step": trainer.step, "saved": trainer.writer.committed == trainer.step}
     if not trainer.stopped:
-        weights = {name: whole(tensor.detach()) for name, tensor in trainer.model.state_dict().items()}
+        weights = {name: whole(tensor.detach()) for name, tensor in trainer.model.named_parameters()}  # tied ones once
         if trainer.world.is_first:
             files = _write_export(trainer, weights, storage, config["folder"], config["tokenizer"])
             event = {"kind": "result", "files": files, "counts": run_counts(trainer, recipe)}
@@ -157,7 +157,9 @@ def _conclude(trainer: Trainer, recipe: Recipe, storage: Storage, config: Mappin
 def _write_export(
     trainer: Trainer, weights: Mapping[str, Any], storage: Storage, folder: str, tokenizer: Manifest
 ) -> list[dict[str, Any]]:
-    named = export_files(trainer.model, weights)
+    model: Any = trainer.model
+    model.config.use_cache = True  # activation checkpointing had turned it off
+    named = export_files(model, weights)
     named |= {name: tokenizer.read(storage, name) for name in TOKENIZER_FILES}
     files = [write_file(storage, folder, f"export/{name}", data) for name, data in named.items()]
     files.append(write_file(storage, folder, METRICS, metrics_lines(trainer.history)))
@@ -168,17 +170,18 @@ def run_counts(trainer: Trainer, recipe: Recipe) -> dict[str, Any]:
     """What the manifest of a run records."""
     steps = [event for event in trainer.history if event["kind"] == "step"]
     checkpoints: CheckpointStore = trainer.job.checkpoints
+    best = trainer.best_step if recipe.train.keep_best else None
     return {
         "num_parameters": sum(parameter.numel() for parameter in trainer.model.parameters()),
         "world_size": trainer.world.world_size,
         "num_steps": trainer.step,
-        "best_step": trainer.best_step if recipe.train.keep_best else None,
+        "best_step": best,
         "tokens_seen": steps[-1]["tokens_seen"] if steps else 0,
         "loss": steps[-1]["loss"] if steps else None,
         "validation_loss": _validation_loss(trainer, recipe),
         "precision": trainer.precision,
         "device": trainer.world.device,
-        "checkpoint_uri": checkpoints.uri(trainer.step),
+        "checkpoint_uri": checkpoints.uri(best if best is not None else trainer.step),
     }
 
 

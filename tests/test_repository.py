@@ -19,7 +19,9 @@ from codeparrot.config import load_recipe, recipe_schema
 from codeparrot.sources.packages import normalise
 
 ROOT = Path(__file__).parents[1]
-SHOWN_WITH_THEIR_FILES = {"", ".ci", "codeparrot", "codeparrot/sources", "docs", "ray_jobs", "recipes", "tests"}
+SHOWN_WITH_THEIR_FILES = {
+    *("", ".ci", "benchmarks", "codeparrot", "codeparrot/sources", "docs", "ray_jobs", "recipes", "tests"),
+}
 """Folders whose files stand in the README's tree one by one; of others only the folder does."""
 MAX_LINES = 350
 # In pieces, or this file would be found by its own search.
