@@ -1,0 +1,18 @@
+"""What is measured against peers: `make bench`, or `make bench ONLY=id` for one.
+
+Every `bench_ID.py` holds one `BENCHMARK`; what it printed last lies in `results/ID.txt`. Nothing imports this package.
+
+    harness                    pairs of samples taken in turns, their ratio and how certain it is
+    corpus                     packed rows of real code in an S3 store, made without Ray
+    runs                       training runs as commands, and inside this process
+    peers                      the original CodeParrot training loop, and other plain ways to do it
+    memory_worker              one rank whose memory is measured
+    bench_ddp_vs_torchrun      Ray Train against torchrun
+    bench_ddp_efficiency       four workers on two cores against one process
+    bench_loader_vs_synthetic  rows from the store against rows in memory
+    bench_loop_vs_original     our loop against the original one
+    bench_data_resume          finding the next batch against skipping all before it
+    bench_checkpoint_stall     checkpoints in the background against written at once
+    bench_recovery             a killed worker against a cold start
+    bench_memory_per_worker    memory against what training needs on paper
+"""
