@@ -3,10 +3,10 @@
 Each settings class stands beside the code that uses it; `config.py` composes them into a recipe.
 """
 
-from collections.abc import Mapping
-from typing import Any, TypeVar
+from collections.abc import Mapping, Sequence
+from typing import Any, TypeVar, get_args
 
-from pydantic import BaseModel, ConfigDict, NonNegativeFloat, ValidationError
+from pydantic import BaseModel, ConfigDict, NonNegativeFloat, ValidationError, ValidationInfo, field_validator
 
 from codeparrot.errors import ConfigError
 
@@ -23,6 +23,21 @@ class Settings(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, use_attribute_docstrings=True)
 
+    @field_validator("*", mode="before")
+    @classmethod
+    def _true_is_no_number(cls, value: Any, info: ValidationInfo) -> Any:
+        """`true` would pass for 1."""
+        kinds = _kinds(cls.model_fields[str(info.field_name)].annotation)
+        if isinstance(value, bool) and bool not in kinds and kinds & {int, float}:
+            raise ValueError("must be a number")
+        return value
+
+
+def _kinds(annotation: Any) -> set[Any]:
+    """The plain types in an annotation, such as int and None of `PositiveInt | None`."""
+    parts = get_args(annotation)
+    return set().union(*map(_kinds, parts)) if parts else {annotation}
+
 
 def validate(model: type[T], values: Mapping[str, Any], where: str) -> T:
     """Build `model` from plain values.
@@ -32,9 +47,17 @@ def validate(model: type[T], values: Mapping[str, Any], where: str) -> T:
     try:
         return model.model_validate(values)
     except ValidationError as error:
-        problems = [_problem(problem) for problem in error.errors()]
+        found = error.errors()
+        problems = [_problem(problem) for problem in found if not _follows(problem, found)]
         count = "1 problem" if len(problems) == 1 else f"{len(problems)} problems"
         raise ConfigError("\n  ".join([f"{where}: {count}", *problems])) from None
+
+
+def _follows(problem: Any, others: Sequence[Any]) -> bool:
+    """Whether a problem is there only since an element of the same list has one: it was left out of the list."""
+    place = problem["loc"]
+    deeper = (other["loc"] for other in others if len(other["loc"]) > len(place))
+    return problem["type"] == "too_short" and any(other[: len(place)] == place for other in deeper)
 
 
 def _problem(problem: Any) -> str:

@@ -36,6 +36,36 @@ def problems(values: object) -> list[str]:
     return [line.removeprefix("  ") for line in lines]
 
 
+class List(Settings):
+    parts: tuple[Inner, ...] = Field(min_length=1)
+    limit: int | None = None
+    flag: bool | int = False
+
+
+def test_a_list_whose_only_element_is_wrong_is_not_also_called_empty() -> None:
+    with pytest.raises(ConfigError) as caught:
+        validate(List, {"parts": [{}]}, "run.yaml")
+    assert str(caught.value).splitlines() == [
+        "run.yaml: 1 problem",
+        "  parts.0.learning_rate: required key is missing",
+    ]
+    with pytest.raises(ConfigError, match="parts: Tuple should have at least 1 item"):
+        validate(List, {"parts": []}, "run.yaml")
+
+
+def test_true_is_not_one() -> None:
+    parts = [{"learning_rate": 1}]
+    for values in ({"parts": parts, "limit": True}, {"parts": [{"learning_rate": True}]}):
+        with pytest.raises(ConfigError, match="must be a number, got True"):
+            validate(List, values, "run.yaml")
+    assert validate(List, {"parts": parts, "limit": 1, "flag": True}, "run.yaml").flag is True
+
+
+def test_infinity_is_not_a_number_to_learn_with() -> None:
+    with pytest.raises(ConfigError, match="finite number"):
+        validate(List, {"parts": [{"learning_rate": float("inf")}]}, "run.yaml")
+
+
 def test_right_settings_are_built() -> None:
     assert validate(Outer, {"train": {"learning_rate": 0.1}}, "run.yaml").train.learning_rate == 0.1
 
