@@ -5,6 +5,7 @@ ours, peer, peer, ours, ..., so that a machine that becomes slower harms both. T
 of the median (Efron and Tibshirani, "An Introduction to the Bootstrap", 1993, chapter 13) with a fixed seed.
 """
 
+import contextlib
 import json
 import os
 import time
@@ -21,11 +22,13 @@ import numpy as np
 NUM_PAIRS = 5
 NUM_RESAMPLES = 10_000
 SEED = 20
-MAX_BUSY = 0.10
-"""Share of all cores that may be in use by others when a pair begins."""
-QUIET_SECONDS = 1.0
-MAX_WAIT_SECONDS = 900.0
-"""How long to wait for a quiet machine, all pairs together."""
+MAX_BUSY = 0.05
+"""Share of all cores that others may use during a pair; the pair is taken again if they used more."""
+QUIET_SECONDS = 2.0
+MAX_WAIT_SECONDS = 1800.0
+"""How long to wait for a quiet machine, and to repeat pairs, before they are taken as they are."""
+MARKER = "CODEPARROT_BENCHMARK"
+"""Stands in the environment of all processes of a benchmark."""
 RESULTS = Path(__file__).parent / "results"
 
 
@@ -120,27 +123,22 @@ def measure(name: str, benchmark: Benchmark, *, trial: bool = False) -> Console:
     console = Console()
     console.say(f"{name}: {benchmark.title}")
     console.say(f"{machine()}, {time.strftime('%Y-%m-%d')}{'; ONLY A TRIAL' if trial else ''}")
-    patience = 0.0 if trial else MAX_WAIT_SECONDS
+    os.environ[MARKER] = str(os.getpid())
     began = time.monotonic()
-    pairs = []
+    deadline = began + (0.0 if trial else MAX_WAIT_SECONDS)
+    pairs: list[float] = []
     with benchmark.comparison(trial) as comparison:
         console.say(f"equal: {comparison.check()}")
-        for number in range(2 if trial else benchmark.num_pairs):
-            patience = quiet(patience, console)
-            ours_first = (benchmark.first == "ours") == (number % 2 == 0 or not benchmark.alternate)
-            if ours_first:
-                ours = comparison.ours()
-                peer = comparison.peer()
-            else:
-                peer = comparison.peer()
-                ours = comparison.ours()
+        while len(pairs) < (2 if trial else benchmark.num_pairs):
+            wait_for_quiet(deadline)
+            others = Others()
+            ours, peer, line = _pair(comparison, benchmark, len(pairs))
+            share = others.share()
+            if share > MAX_BUSY and time.monotonic() < deadline:
+                console.say(f"{line}; taken again, since others used {share:.0%} of the cores")
+                continue
+            console.say(line if share <= MAX_BUSY else f"{line}; NOT TO BE TRUSTED: others used {share:.0%}")
             pairs.append(ours / peer if benchmark.ratio == "ours / peer" else peer / ours)
-            first, second = (ours, peer) if ours_first else (peer, ours)
-            who = ("ours", benchmark.peer) if ours_first else (benchmark.peer, "ours")
-            console.say(
-                f"pair {number + 1}: {who[0]} {figure(first)} {benchmark.unit}, "
-                f"{who[1]} {figure(second)} {benchmark.unit}, {benchmark.ratio} = {pairs[-1]:.4g}"
-            )
         for note in comparison.notes():
             console.say(note)
     ratio = float(np.median(pairs))
@@ -156,6 +154,19 @@ def measure(name: str, benchmark: Benchmark, *, trial: bool = False) -> Console:
     return console
 
 
+def _pair(comparison: Comparison, benchmark: Benchmark, number: int) -> tuple[float, float, str]:
+    """(ours, the peer's, a line that says it)."""
+    taken: dict[str, float] = {}
+    sides = {"ours": comparison.ours, benchmark.peer: comparison.peer}
+    backwards = (benchmark.first == "peer") != (benchmark.alternate and number % 2 == 1)
+    for side in reversed(sides) if backwards else sides:
+        taken[side] = sides[side]()
+    ours, peer = taken["ours"], taken[benchmark.peer]
+    shown = ", ".join(f"{side} {figure(value)} {benchmark.unit}" for side, value in taken.items())
+    ratio = ours / peer if benchmark.ratio == "ours / peer" else peer / ours
+    return ours, peer, f"pair {number + 1}: {shown}, {benchmark.ratio} = {ratio:.4g}"
+
+
 def figure(value: float) -> str:
     """Four digits, and separators where there are thousands."""
     return f"{value:,.0f}" if value >= 1000 else f"{value:.4g}"
@@ -168,25 +179,33 @@ def machine() -> str:
     return f"{os.cpu_count()} cores of {cpu.partition(':')[2].strip()}, {memory:.0f} GiB"
 
 
-def quiet(patience_seconds: float, console: Console) -> float:
-    """Wait until nobody else computes; returns the patience that is left."""
-    began = time.monotonic()
-    share = _busy()
-    while share > MAX_BUSY and time.monotonic() - began < patience_seconds:
-        share = _busy()
-    if share > MAX_BUSY:
-        console.say(f"others use {share:.0%} of the cores: the next pair is not to be trusted")
-    return patience_seconds - (time.monotonic() - began)
+class Others:
+    """What processes that are not of this benchmark take from the cores."""
+
+    def __init__(self) -> None:
+        self._began, self._before = time.monotonic(), self._cpu_seconds()
+
+    def share(self) -> float:
+        """Of all cores, since the beginning."""
+        used = self._cpu_seconds() - self._before
+        return used / ((time.monotonic() - self._began) * (os.cpu_count() or 1))
+
+    def _cpu_seconds(self) -> float:
+        """Of all living ones, and of the children that they have waited for (proc_pid_stat(5), fields 14 to 17)."""
+        ticks = 0
+        for folder in Path("/proc").glob("[0-9]*"):
+            if folder.name in ("1", str(os.getpid())):  # process 1 also waits for orphans of ours
+                continue
+            with contextlib.suppress(OSError):
+                if f"{MARKER}={os.getpid()}".encode() not in (folder / "environ").read_bytes():
+                    ticks += sum(map(int, (folder / "stat").read_text().rpartition(")")[2].split()[11:15]))
+        return ticks / os.sysconf("SC_CLK_TCK")
 
 
-def _busy() -> float:
-    """The share of all cores that is in use, over a second."""
-
-    def read() -> tuple[int, int]:
-        ticks = list(map(int, Path("/proc/stat").read_text().splitlines()[0].split()[1:9]))
-        return sum(ticks), ticks[3] + ticks[4]  # idle and waiting for input, proc_stat(5)
-
-    total, idle = read()
-    time.sleep(QUIET_SECONDS)
-    later_total, later_idle = read()
-    return 1 - (later_idle - idle) / max(1, later_total - total)
+def wait_for_quiet(deadline: float) -> None:
+    """Wait until nobody else computes, at most until this moment of `time.monotonic`."""
+    while time.monotonic() < deadline:
+        others = Others()
+        time.sleep(QUIET_SECONDS)
+        if others.share() <= MAX_BUSY:
+            return

@@ -4,9 +4,9 @@ Each settings class stands beside the code that uses it; `config.py` composes th
 """
 
 from collections.abc import Mapping, Sequence
-from typing import Any, TypeVar, get_args
+from typing import Any, TypeVar
 
-from pydantic import BaseModel, ConfigDict, NonNegativeFloat, ValidationError, ValidationInfo, field_validator
+from pydantic import BaseModel, ConfigDict, NonNegativeFloat, ValidationError
 
 from codeparrot.errors import ConfigError
 
@@ -22,21 +22,6 @@ class Settings(BaseModel):
     """Frozen, closed settings: an unknown key is an error, never ignored."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, use_attribute_docstrings=True)
-
-    @field_validator("*", mode="before")
-    @classmethod
-    def _true_is_no_number(cls, value: Any, info: ValidationInfo) -> Any:
-        """`true` would pass for 1."""
-        kinds = _kinds(cls.model_fields[str(info.field_name)].annotation)
-        if isinstance(value, bool) and bool not in kinds and kinds & {int, float}:
-            raise ValueError("must be a number")
-        return value
-
-
-def _kinds(annotation: Any) -> set[Any]:
-    """The plain types in an annotation, such as int and None of `PositiveInt | None`."""
-    parts = get_args(annotation)
-    return set().union(*map(_kinds, parts)) if parts else {annotation}
 
 
 def validate(model: type[T], values: Mapping[str, Any], where: str) -> T:

@@ -38,8 +38,6 @@ def problems(values: object) -> list[str]:
 
 class List(Settings):
     parts: tuple[Inner, ...] = Field(min_length=1)
-    limit: int | None = None
-    flag: bool | int = False
 
 
 def test_a_list_whose_only_element_is_wrong_is_not_also_called_empty() -> None:
@@ -51,14 +49,6 @@ def test_a_list_whose_only_element_is_wrong_is_not_also_called_empty() -> None:
     ]
     with pytest.raises(ConfigError, match="parts: Tuple should have at least 1 item"):
         validate(List, {"parts": []}, "run.yaml")
-
-
-def test_true_is_not_one() -> None:
-    parts = [{"learning_rate": 1}]
-    for values in ({"parts": parts, "limit": True}, {"parts": [{"learning_rate": True}]}):
-        with pytest.raises(ConfigError, match="must be a number, got True"):
-            validate(List, values, "run.yaml")
-    assert validate(List, {"parts": parts, "limit": 1, "flag": True}, "run.yaml").flag is True
 
 
 def test_infinity_is_not_a_number_to_learn_with() -> None:
