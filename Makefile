@@ -16,7 +16,7 @@ export PYTHONDONTWRITEBYTECODE :=
 export RAY_USAGE_STATS_ENABLED := 0
 export HF_HUB_OFFLINE := 1
 
-.PHONY: help run test chaos unit bench lint fmt lock schema clean store
+.PHONY: help run test faults chaos unit bench lint fmt lock schema clean store
 
 ##@ Use
 help: ## Show this list
@@ -35,7 +35,10 @@ clean: ## Stop what the project started and remove what it made (not the virtual
 
 ##@ Work on it
 test: $(VENV)/.test lint ## Lint, type-check, and run the unit and integration tests
-	@$(PY) -m pytest
+	@$(PY) -m pytest -m "not faults"
+
+faults: $(VENV)/.test ## Disturb training runs in every way, and compare their results with an undisturbed one
+	@$(PY) -m pytest -m faults
 
 unit: $(VENV)/.test ## The unit tests alone (seconds)
 	@$(PY) -m pytest tests/unit

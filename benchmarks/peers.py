@@ -10,7 +10,7 @@ the original needs for its 1.5 billion parameters.
 
 import io
 import tempfile
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -29,7 +29,7 @@ CHARACTERS_PER_TOKEN = 3.6
 class ConstantLengthDataset(IterableDataset[torch.Tensor]):
     """Rows of constant length from texts, tokenized a buffer at a time."""
 
-    def __init__(self, tokenizer: Any, texts: Sequence[str], max_seq_len: int, rows_in_buffer: int) -> None:
+    def __init__(self, tokenizer: Any, texts: Iterable[str], max_seq_len: int, rows_in_buffer: int) -> None:
         self._tokenizer = tokenizer
         self._texts = texts
         self._max_seq_len = max_seq_len
