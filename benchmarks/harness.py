@@ -8,9 +8,10 @@ of the median (Efron and Tibshirani, "An Introduction to the Bootstrap", 1993, c
 import contextlib
 import json
 import os
+import threading
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -24,7 +25,8 @@ NUM_RESAMPLES = 10_000
 SEED = 20
 MAX_BUSY = 0.05
 """Share of all cores that others may use during a pair; the pair is taken again if they used more."""
-QUIET_SECONDS = 2.0
+QUIET_SECONDS = 5.0
+SAMPLE_SECONDS = 1.0
 MAX_WAIT_SECONDS = 1800.0
 """How long to wait for a quiet machine, and to repeat pairs, before they are taken as they are."""
 MARKER = "CODEPARROT_BENCHMARK"
@@ -131,9 +133,9 @@ def measure(name: str, benchmark: Benchmark, *, trial: bool = False) -> Console:
         console.say(f"equal: {comparison.check()}")
         while len(pairs) < (2 if trial else benchmark.num_pairs):
             wait_for_quiet(deadline)
-            others = Others()
-            ours, peer, line = _pair(comparison, benchmark, len(pairs))
-            share = others.share()
+            with Others() as others:
+                ours, peer, line = _pair(comparison, benchmark, len(pairs))
+            share = others.share
             if share > MAX_BUSY and time.monotonic() < deadline:
                 console.say(f"{line}; taken again, since others used {share:.0%} of the cores")
                 continue
@@ -180,32 +182,57 @@ def machine() -> str:
 
 
 class Others:
-    """What processes that are not of this benchmark take from the cores."""
+    """What processes that are not of this benchmark take from the cores during a `with` block."""
 
     def __init__(self) -> None:
-        self._began, self._before = time.monotonic(), self._cpu_seconds()
+        self._ticks: dict[tuple[int, int], int] = {}
+        self._is_ours: dict[tuple[int, int], bool] = {}
+        self._used = 0
+        self._ended = threading.Event()
+        self._thread = threading.Thread(target=self._watch, name="others", daemon=True)
 
-    def share(self) -> float:
-        """Of all cores, since the beginning."""
-        used = self._cpu_seconds() - self._before
-        return used / ((time.monotonic() - self._began) * (os.cpu_count() or 1))
+    def __enter__(self) -> "Others":
+        self._began = time.monotonic()
+        self._ticks = dict(self._read())
+        self._thread.start()
+        return self
 
-    def _cpu_seconds(self) -> float:
-        """Of all living ones, and of the children that they have waited for (proc_pid_stat(5), fields 14 to 17)."""
-        ticks = 0
+    def __exit__(self, *_: object) -> None:
+        self._ended.set()
+        self._thread.join()
+        seconds = (time.monotonic() - self._began) * (os.cpu_count() or 1)
+        self.share = self._used / os.sysconf("SC_CLK_TCK") / seconds
+        """Of all cores."""
+
+    def _watch(self) -> None:
+        over = False
+        while not over:
+            over = self._ended.wait(SAMPLE_SECONDS)
+            ticks = dict(self._read())
+            self._used += sum(count - self._ticks.get(process, 0) for process, count in ticks.items())
+            self._ticks = ticks
+
+    def _read(self) -> Iterator[tuple[tuple[int, int], int]]:
+        """((process id, when it began), clock ticks it has used) of others (proc_pid_stat(5), fields 14, 15 and 22)."""
         for folder in Path("/proc").glob("[0-9]*"):
-            if folder.name in ("1", str(os.getpid())):  # process 1 also waits for orphans of ours
-                continue
             with contextlib.suppress(OSError):
-                if f"{MARKER}={os.getpid()}".encode() not in (folder / "environ").read_bytes():
-                    ticks += sum(map(int, (folder / "stat").read_text().rpartition(")")[2].split()[11:15]))
-        return ticks / os.sysconf("SC_CLK_TCK")
+                fields = (folder / "stat").read_text().rpartition(")")[2].split()
+                process = (int(folder.name), int(fields[19]))
+                if process not in self._is_ours:
+                    environment = (folder / "environ").read_bytes()
+                    is_ours = process[0] == os.getpid() or f"{MARKER}={os.getpid()}".encode() in environment
+                    if environment:  # none: it is just beginning, or it is the kernel's
+                        self._is_ours[process] = is_ours
+                else:
+                    is_ours = self._is_ours[process]
+                if not is_ours:
+                    yield process, int(fields[11]) + int(fields[12])
 
 
 def wait_for_quiet(deadline: float) -> None:
     """Wait until nobody else computes, at most until this moment of `time.monotonic`."""
     while time.monotonic() < deadline:
-        others = Others()
-        time.sleep(QUIET_SECONDS)
-        if others.share() <= MAX_BUSY:
+        with Others() as others:
+            time.sleep(QUIET_SECONDS)
+        if others.share <= MAX_BUSY:
             return

@@ -88,7 +88,7 @@ class TrainSettings(OptimizerSettings):
     """Ray resources of one worker; fractions let four workers share two cores."""
     use_gpu: bool = False
     placement_timeout_seconds: float = Field(default=30, gt=0)
-    """How long to wait for the cluster to have room for all workers."""
+    """How long to wait for the cluster to have room for all workers; with `min_workers`, before taking fewer."""
 
     @model_validator(mode="after")
     def _enough_rows(self) -> "TrainSettings":

@@ -5,6 +5,7 @@ whether in this job or in a later one, continues from the newest intact checkpoi
 """
 
 import logging
+import os
 import shutil
 import threading
 import time
@@ -162,6 +163,9 @@ def _trainer(work: Work, mailbox: Any, name: str) -> Any:
     from ray.train.torch import TorchConfig, TorchTrainer
 
     settings = work.recipe.train
+    if settings.min_workers is not None:
+        # A node that has just died still counts; a group that waits for it must give up before it can shrink.
+        os.environ["RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"] = f"{settings.placement_timeout_seconds:g}"
     config = {
         "recipe": work.recipe.model_dump(mode="json"),
         "uri": work.storage.uri,  # absolute, unlike the recipe's may be
