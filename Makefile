@@ -37,7 +37,7 @@ clean: ## Stop what the project started and remove what it made (not the virtual
 test: $(VENV)/.test lint ## Lint, type-check, and run the unit and integration tests
 	@$(PY) -m pytest -m "not faults"
 
-faults: $(VENV)/.test ## Disturb training runs in every way, and compare their results with an undisturbed one
+faults: $(VENV)/.test ## Disturb runs in every way, and compare their results with those of an undisturbed one
 	@$(PY) -m pytest -m faults
 
 unit: $(VENV)/.test ## The unit tests alone (seconds)

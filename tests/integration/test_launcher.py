@@ -71,6 +71,7 @@ def small_disk(machine: Machine) -> Iterator[Path]:
         subprocess.run(["umount", "--lazy", str(machine.state)], check=True)
 
 
+@pytest.mark.faults
 def test_a_full_disk_under_the_store_is_named_and_nothing_is_lost(machine: Machine, small_disk: Path) -> None:
     machine.run("collect", "--set", "collect.max_bytes=200_000")
     free = os.statvfs(machine.state).f_bavail * os.statvfs(machine.state).f_bsize

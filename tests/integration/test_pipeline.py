@@ -7,6 +7,8 @@ import signal
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from codeparrot import local_store
 from codeparrot.storage import sha256_hex
 from ray_jobs.stage import MADE_BY
@@ -59,6 +61,7 @@ def test_a_run_leaves_a_report_and_an_export_that_plain_transformers_loads(undis
     assert report.count("<svg") >= 5
 
 
+@pytest.mark.faults
 def test_a_killed_run_continues_to_the_same_weights_wherever_it_was_killed(
     machine: Machine, undisturbed: Machine
 ) -> None:
@@ -118,6 +121,7 @@ def test_a_killed_run_continues_to_the_same_weights_wherever_it_was_killed(
         assert ours[key] == theirs[key], key
 
 
+@pytest.mark.faults
 def test_a_killed_worker_costs_a_restart_and_not_the_result_and_all_listeners_are_on_loopback(
     machine: Machine, undisturbed: Machine
 ) -> None:
