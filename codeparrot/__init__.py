@@ -43,7 +43,8 @@ Nothing here imports ray or kubernetes, so every piece runs in a plain test or u
     config             the recipe: all settings of a run in one file
     launch             from a recipe to a training job, and training it without Ray
     ports              free ports of loopback
-    local_store        the embedded S3 server of a laptop
+    weed               SeaweedFS as a program, and its keys
+    local_store        the embedded S3 server, and its life
 """
 
 __version__ = "0.1.0"

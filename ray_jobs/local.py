@@ -19,7 +19,7 @@ import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-from codeparrot import local_store
+from codeparrot import local_store, weed
 from codeparrot.config import load_recipe
 from codeparrot.errors import CodeParrotError, ConfigError, Interrupted, StoreFull
 from codeparrot.s3 import endpoint_url
@@ -114,7 +114,7 @@ def _store(state: Path, uri: str, beside: bool = False) -> Iterator[tuple[Mappin
     scheme, bucket, prefix = parse_uri(uri)
     if scheme != "s3" or endpoint_url():
         yield {}, []
-    elif local_store.available() is None:
+    elif weed.available() is None:
         folder = state / "storage" / bucket / prefix
         print(f"the embedded object store does not exist for this platform; using {folder} instead")
         yield {}, ["--set", f"storage.uri={folder}"]

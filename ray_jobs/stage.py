@@ -33,6 +33,7 @@ from codeparrot.storage import Storage, open_storage
 from ray_jobs.cluster import ray_session
 from ray_jobs.interrupt import check, interruptible
 from ray_jobs.progress import configure_logging, duration
+from ray_jobs.status import announced, status
 
 logger = logging.getLogger(__name__)
 
@@ -113,6 +114,7 @@ class Outcome:
 def run_stage(stage: Stage, recipe: Recipe, storage: Storage) -> Outcome:
     """Bring the stage's output up to date. Raises CodeParrotError."""
     check()
+    status.begin(stage.name)
     began = time.monotonic()
     inputs = {noun: require_manifest(storage, recipe.prefix_of(noun), MADE_BY[noun]) for noun in stage.inputs}
     digests = {noun: manifest.digest for noun, manifest in inputs.items()}
@@ -123,8 +125,8 @@ def run_stage(stage: Stage, recipe: Recipe, storage: Storage) -> Outcome:
     attempt = Attempt(storage, stage.name, prefix, stage.settings(recipe), digests, stage.code)
     committed = load_manifest(storage, prefix)
     missing = committed.missing(storage) if committed else []
-    status = "up to date" if attempt.up_to_date(committed) and not missing else "done"
-    if committed is None or status == "done":
+    found = "up to date" if attempt.up_to_date(committed) and not missing else "done"
+    if committed is None or found == "done":
         with holding(storage, prefix) as lease:
             _announce(attempt, committed, missing)
             attempt.clear(load_manifest(storage, prefix))  # anew: another run may have committed until now
@@ -133,9 +135,9 @@ def run_stage(stage: Stage, recipe: Recipe, storage: Storage) -> Outcome:
             lease.renew()
             committed = attempt.commit(files, counts)
     seconds = time.monotonic() - began
-    outcome = Outcome(stage.name, status, seconds, committed, stage.summary(committed))
+    outcome = Outcome(stage.name, found, seconds, committed, stage.summary(committed))
     came, went = outcome.summary
-    logger.info("%-16s %-10s %9s   %s -> %s", stage.name, status, duration(seconds), came, went)
+    logger.info("%-16s %-10s %9s   %s -> %s", stage.name, found, duration(seconds), came, went)
     return outcome
 
 
@@ -177,7 +179,7 @@ def command(name: str, action: Callable[[Recipe, Storage], object]) -> NoReturn:
 def _checked(recipe: Recipe, action: Callable[[Recipe, Storage], object]) -> None:
     storage = open_storage(recipe.storage.uri)
     storage.check()
-    with ray_session():
+    with announced(), ray_session():
         action(recipe, storage)
 
 

@@ -24,6 +24,7 @@ from ray_jobs.cluster import TRAIN_FOLDER, connect, require_room, unwrapped, war
 from ray_jobs.interrupt import check
 from ray_jobs.progress import Advance, duration, progress
 from ray_jobs.stage import Output, Stage, Work, main, stage_settings
+from ray_jobs.status import status
 from ray_jobs.telemetry import Telemetry
 from ray_jobs.train_worker import Mailbox, train_worker
 
@@ -100,6 +101,7 @@ def _train_once(work: Work, mailbox: Any, advance: Advance) -> Told:
         for event in ray.get(mailbox.drain.remote()):
             _watch(event, told, advance)
             telemetry.observe(event)
+            status.observe(event, work.recipe.train.max_steps)
 
     with _fitting(work, mailbox) as ended:
         try:

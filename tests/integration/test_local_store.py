@@ -8,9 +8,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from botocore.exceptions import ClientError
 
-from codeparrot import local_store
-from codeparrot.local_store import LocalStore
+from codeparrot import local_store, weed
+from codeparrot.errors import StorageError
+from codeparrot.local_store import Gateway, LocalStore
+from codeparrot.ports import free_ports
 from ray_jobs import local
 from tests.integration.conftest import LOOPBACK, listeners
 
@@ -41,6 +44,32 @@ def test_secrets_are_in_private_files_and_nowhere_else(state: Path) -> None:
     assert secret.encode() not in (process / "environ").read_bytes()
     assert secret not in (state / "server.log").read_text()
     assert secret not in str(LocalStore("http://127.0.0.1:1", state / "credentials").environment())
+
+
+def test_as_the_store_of_a_cluster_its_gateway_alone_listens_elsewhere_and_takes_the_given_keys(tmp_path: Path) -> None:
+    given = tmp_path / "given"
+    given.write_text("[default]\naws_access_key_id = GIVEN\naws_secret_access_key = not-a-secret\n")
+    [port] = free_ports(1)
+    gateway = Gateway(listen="127.0.0.2", port=port, credentials=given)
+    with local_store.running(tmp_path / "state", "codeparrot", gateway=gateway) as store:
+        assert store.endpoint == f"http://127.0.0.2:{port}"
+        elsewhere = listeners([pid_of(tmp_path / "state")]) - LOOPBACK
+        assert elsewhere == {socket.inet_aton("127.0.0.2")[::-1].hex().upper()}
+        assert store.client().list_buckets()["Buckets"][0]["Name"] == "codeparrot"
+        given.write_text("[default]\naws_access_key_id = OTHER\naws_secret_access_key = not-a-secret\n")
+        with pytest.raises(ClientError):
+            LocalStore(store.endpoint, given).client().list_buckets()
+
+
+def test_a_file_without_keys_is_refused(tmp_path: Path) -> None:
+    given = tmp_path / "given"
+    given.write_text("[default]\naws_access_key_id = GIVEN\n")
+    gateway = Gateway(credentials=given)
+    with (
+        pytest.raises(StorageError, match="has no line `aws_secret_access_key"),
+        local_store.running(tmp_path / "state", "codeparrot", gateway=gateway),
+    ):
+        pass
 
 
 def test_a_running_server_is_used_and_left_running(state: Path) -> None:
@@ -87,7 +116,7 @@ def test_stop_ends_a_server_that_was_left_running(tmp_path: Path) -> None:
 def test_without_the_server_program_a_directory_stands_in(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(local_store, "available", lambda: None)
+    monkeypatch.setattr(weed, "available", lambda: None)
     monkeypatch.delenv("AWS_ENDPOINT_URL", raising=False)
     with local._store(tmp_path, "s3://codeparrot/tiny") as (environment, overrides):
         assert environment == {}
