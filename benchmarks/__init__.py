@@ -7,6 +7,7 @@ Every `bench_ID.py` holds one `BENCHMARK`; what it printed last lies in `results
     runs                       training runs as commands, and inside this process
     peers                      the original CodeParrot training loop, and other plain ways to do it
     memory_worker              one rank whose memory is measured
+    allreduce_worker           one rank whose gradients are summed
     bench_ddp_vs_torchrun      Ray Train against torchrun
     bench_ddp_efficiency       four workers on two cores against one process
     bench_loader_vs_synthetic  rows from the store against rows in memory
@@ -14,5 +15,6 @@ Every `bench_ID.py` holds one `BENCHMARK`; what it printed last lies in `results
     bench_data_resume          finding the next batch against skipping all before it
     bench_checkpoint_stall     checkpoints in the background against written at once
     bench_recovery             a killed worker against a cold start
+    bench_shm_allreduce        gradients summed in shared memory against gloo
     bench_memory_per_worker    memory against what training needs on paper
 """
