@@ -22,13 +22,6 @@ RUN python3 -m venv /opt/venv \
 FROM ${ENVIRONMENT} AS environment
 
 FROM ${BASE}
-ARG VERSION=dev
-ARG REVISION=unknown
-LABEL org.opencontainers.image.title="codeparrot" \
-      org.opencontainers.image.description="Source code in, a code language model out: Ray jobs, training, store" \
-      org.opencontainers.image.licenses="Apache-2.0" \
-      org.opencontainers.image.version="${VERSION}" \
-      org.opencontainers.image.revision="${REVISION}"
 RUN groupadd --gid 1000 codeparrot \
     && useradd --uid 1000 --gid 1000 --create-home --shell /usr/sbin/nologin codeparrot \
     && install -d -o 1000 -g 1000 /app /cache /data /run/codeparrot
@@ -47,4 +40,11 @@ COPY ray_jobs /app/ray_jobs
 RUN /opt/venv/bin/python -m compileall -q /app
 WORKDIR /app
 USER 1000:1000
+ARG VERSION=dev
+ARG REVISION=unknown
+LABEL org.opencontainers.image.title="codeparrot" \
+      org.opencontainers.image.description="Source code in, a code language model out: Ray jobs, training, store" \
+      org.opencontainers.image.licenses="Apache-2.0" \
+      org.opencontainers.image.version="${VERSION}" \
+      org.opencontainers.image.revision="${REVISION}"
 CMD ["python", "-m", "ray_jobs.pipeline", "--help"]

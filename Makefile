@@ -11,17 +11,18 @@ PY := $(VENV)/bin/python
 CONFIG ?= recipes/tiny.yaml
 STAGE ?= pipeline
 ONLY ?=
+IMAGE ?= codeparrot:dev
 # Plain pip and uv settings that some machines export would make every start slower: bytecode is compiled once.
 export PYTHONDONTWRITEBYTECODE :=
 export RAY_USAGE_STATS_ENABLED := 0
 export HF_HUB_OFFLINE := 1
 
-.PHONY: help run test faults chaos unit bench lint fmt lock schema clean store
+.PHONY: help run test faults chaos unit bench lint fmt lock schema clean store image chart e2e cluster-up cluster-down
 
 ##@ Use
 help: ## Show this list
 	@awk 'BEGIN {FS = ":.*## "} /^##@/ {printf "\n%s\n", substr($$0, 5)} \
-		/^[a-z-]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+		/^[a-z0-9-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 run: $(VENV)/.run ## Everything, from source code to a trained model and its report (CONFIG=recipe STAGE=stage ARGS=...)
 	@$(PY) -m ray_jobs.local $(STAGE) --config $(CONFIG) $(ARGS)
@@ -32,6 +33,33 @@ store: $(VENV)/.run ## The embedded object store alone, in the foreground
 clean: ## Stop what the project started and remove what it made (not the virtual environment)
 	@if [ -x $(PY) ]; then $(PY) -m ray_jobs.clean; fi
 	@rm -rf .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+
+##@ On Kubernetes
+image: $(VENV)/.test ## Build the image, and its bill of materials in dist/ (IMAGE=name:tag BASE_IMAGE=image-with-python ENVIRONMENT_IMAGE=image-with-/opt/venv)
+	@$(if $(ENGINE),,$(error docker, podman or buildah is needed to build an image))
+	@$(ENGINE) build $(DOCKER_BUILD_FLAGS) --tag $(IMAGE) \
+		$(if $(BASE_IMAGE),--build-arg BASE=$(BASE_IMAGE)) \
+		$(if $(ENVIRONMENT_IMAGE),--build-arg ENVIRONMENT=$(ENVIRONMENT_IMAGE)) \
+		--build-arg VERSION=$(lastword $(subst :, ,$(IMAGE))) --build-arg REVISION=$$(git rev-parse HEAD) .
+	@mkdir -p dist
+	@$(VENV)/bin/cyclonedx-py requirements requirements.lock --pyproject pyproject.toml --output-reproducible \
+		--output-file dist/$(subst :,-,$(notdir $(IMAGE))).cdx.json
+
+ENGINE = $(notdir $(firstword $(foreach engine,docker podman buildah,$(shell command -v $(engine)))))
+
+cluster-up: image ## A local cluster (kind): two worker nodes, the KubeRay operator, the image
+	@IMAGE=$(IMAGE) $(PY) -m k8s cluster up
+
+cluster-down: $(VENV)/.run ## Remove it
+	@$(PY) -m k8s cluster down
+
+chart: $(VENV)/.test $(VENV)/.chart ## Test the Helm chart without a cluster (needs helm and go)
+	@helm lint --quiet helm/codeparrot --values helm/codeparrot/values-kind.yaml
+	@$(VENV)/bin/helm-unittest helm/codeparrot
+	@PATH="$(CURDIR)/$(VENV)/bin:$$PATH" $(PY) -m pytest tests/chart
+
+e2e: $(VENV)/.test cluster-up ## Install, train, disturb, upgrade and remove on the local cluster
+	@$(PY) -m pytest tests/e2e -s
 
 ##@ Work on it
 test: $(VENV)/.test lint ## Lint, type-check, and run the unit and integration tests
@@ -59,8 +87,9 @@ fmt: $(VENV)/.test ## Format the code
 	@$(VENV)/bin/ruff format .
 	@$(VENV)/bin/ruff check --fix .
 
-schema: $(VENV)/.run ## Write the recipe's JSON schema anew
+schema: $(VENV)/.run ## Write the recipe's JSON schema anew, here and in the chart
 	@$(PY) -m codeparrot.config > recipes/schema.json
+	@$(PY) -m tests.chart.schema
 
 lock: $(VENV)/.uv ## Renew the locks of the dependencies
 	@echo uv | $(VENV)/bin/uv pip compile - $(LOCK) --upgrade -o requirements-uv.lock
@@ -87,6 +116,12 @@ $(VENV)/.run: $(VENV)/.uv requirements.lock
 $(VENV)/.test: $(VENV)/.run requirements-dev.lock
 	@echo "installing development tools"
 	@$(call install,requirements-dev.lock)
+	@touch $@
+
+$(VENV)/.chart: $(VENV)/.uv tests/chart/tools/go.mod tests/chart/tools/go.sum
+	@command -v go > /dev/null || { echo "go is needed to build the programs that test the chart"; exit 1; }
+	@echo "building programs that test the chart"
+	@cd tests/chart/tools && GOBIN="$(CURDIR)/$(VENV)/bin" go install tool
 	@touch $@
 
 install = UV_COMPILE_BYTECODE=1 $(VENV)/bin/uv pip install --quiet --python $(PY) --require-hashes -r $(1)

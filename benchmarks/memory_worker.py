@@ -15,7 +15,6 @@ from transformers import GPT2Config, GPT2LMHeadModel  # noqa: F401
 from benchmarks.bench_memory_per_worker import resident_bytes
 from benchmarks.corpus import Corpus
 from benchmarks.runs import job_here
-from codeparrot.evaluate import row_nll
 from codeparrot.manifest import require_manifest
 from codeparrot.parallel import World
 from codeparrot.storage import open_storage
@@ -77,7 +76,7 @@ def _saved_bytes(trainer: Trainer) -> int:
 
     rows = trainer.job.rows.tensor(range(trainer.job.train.micro_batch_size))
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        row_nll(trainer.model, rows).sum()
+        trainer.parallel(rows)
     return sum(tensor.untyped_storage().nbytes() for tensor in kept.values())
 
 

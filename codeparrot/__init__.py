@@ -20,6 +20,7 @@ Nothing here imports ray or kubernetes, so every piece runs in a plain test or u
     tokenizer          byte-level BPE, trained and applied in bulk
     packing            documents to rows, with a ledger that balances
     model              GPT-2 from a local configuration, and its files for the hub
+    loss               the training loss, a few tokens at a time
     optimizer          AdamW and its learning rate
     precision          fp32, or bf16 where the device computes in it
     throughput         how much of a machine training uses

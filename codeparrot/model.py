@@ -48,6 +48,7 @@ def model_config(
         n_layer=settings.n_layer,
         n_head=settings.n_head,
         n_embd=settings.n_embd,
+        activation_function="gelu_pytorch_tanh",  # GPT-2's gelu_new in one kernel, which keeps one tensor and not five
         embd_pdrop=settings.dropout,
         attn_pdrop=settings.dropout,
         resid_pdrop=settings.dropout,

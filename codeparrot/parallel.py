@@ -10,8 +10,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
-from codeparrot.evaluate import row_nll
-
 if TYPE_CHECKING:
     import torch
     from torch import nn
@@ -36,30 +34,37 @@ class World:
 
 
 def parallelize(model: "nn.Module", kind: ParallelKind, world: World, row: "torch.Tensor", *, compile: bool) -> Any:
-    """What to call instead of the model; its parameters are the model's. `row`: any token ids of shape (1, T)."""
+    """What to call with rows for their loss (`NextTokenLoss`); its parameters are the model's.
+
+    `row`: any token ids of shape (1, T).
+    """
     import torch
     from torch import distributed
     from torch.nn.parallel import DistributedDataParallel
 
+    from codeparrot.loss import NextTokenLoss
+
+    loss = NextTokenLoss(model)
     if world.world_size > 1:
         assert distributed.is_initialized(), "the process group of the ranks must exist before fit()"
     if world.world_size > 1 and kind == "fsdp":
-        _shard(model, world)
-    callee: Any = torch.compile(model) if compile else model
+        _shard(loss, world)
+    callee: Any = torch.compile(loss) if compile else loss
     if world.world_size > 1 and kind == "ddp":
         callee = DistributedDataParallel(callee, gradient_as_bucket_view=True)
         _settle_buckets(callee, row)
     return callee
 
 
-def _shard(model: Any, world: World) -> None:
+def _shard(loss: "nn.Module", world: World) -> None:
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import fully_shard
 
     mesh = init_device_mesh(world.device.split(":")[0], (world.world_size,))
-    for block in model.transformer.h:
+    blocks: Any = loss.get_submodule("model.transformer.h")
+    for block in blocks:
         fully_shard(block, mesh=mesh)
-    fully_shard(model, mesh=mesh)
+    fully_shard(loss, mesh=mesh)
 
 
 def _settle_buckets(parallel: "nn.Module", row: "torch.Tensor") -> None:
@@ -69,7 +74,7 @@ def _settle_buckets(parallel: "nn.Module", row: "torch.Tensor") -> None:
     where in a bucket a gradient lies, in the last bit. Without this, the first step after a restart would differ from
     the same step of an undisturbed run.
     """
-    row_nll(parallel, row).sum().backward()  # type: ignore[no-untyped-call]
+    parallel(row).backward()
     parallel.zero_grad(set_to_none=True)
 
 
@@ -86,9 +91,9 @@ def exchanging(parallel: Any, now: bool) -> Iterator[None]:
         yield
 
 
-def reshard(model: "nn.Module") -> None:
+def reshard(parallel: "nn.Module") -> None:
     """After forward passes without a backward one: give up what FSDP2 has gathered, so parameters are shards again."""
-    for module in model.modules():
+    for module in parallel.modules():
         gathered: Any = module
         if hasattr(gathered, "reshard"):
             gathered.reshard()

@@ -21,7 +21,7 @@ from codeparrot.checkpoint_writer import CheckpointWriter
 from codeparrot.data_order import rank_rows
 from codeparrot.draws import key
 from codeparrot.errors import CheckpointError, TrainingError
-from codeparrot.evaluate import row_nll, spread
+from codeparrot.evaluate import spread
 from codeparrot.model import build_model, model_config
 from codeparrot.optimizer import build_optimizer, learning_rate
 from codeparrot.parallel import Agreement, World, exchanging, parallelize, reshard, whole
@@ -150,9 +150,9 @@ def train_step(trainer: Trainer) -> "tuple[torch.Tensor, torch.Tensor]":
     for rows, last in _micro_batches(trainer, rank_rows(batch, world.rank, world.world_size)):
         with exchanging(trainer.parallel, last):
             with autocast(trainer.precision, world.device):
-                loss = row_nll(trainer.parallel, rows).sum() / tokens
+                loss = trainer.parallel(rows) / tokens
             # Gradients are averaged over the ranks; the loss is already divided by the tokens of all of them.
-            (loss * world.world_size).backward()  # type: ignore[no-untyped-call]
+            (loss * world.world_size).backward()
         total += loss.detach()
     limit = settings.max_grad_norm or float("inf")
     norm = whole(torch.nn.utils.clip_grad_norm_(trainer.model.parameters(), limit, foreach=True))
@@ -192,9 +192,9 @@ def validation_loss(trainer: Trainer) -> float:
         for start in range(0, len(chosen), size * world.world_size):  # as many forward passes on every rank
             batch = chosen[start : start + size * world.world_size]
             mine = batch[world.rank :: world.world_size]
-            nll = row_nll(trainer.model, rows.tensor(mine or batch[:1]).to(world.device))
-            total += nll.sum() if mine else 0.0
-    reshard(trainer.model)
+            nll = trainer.parallel(rows.tensor(mine or batch[:1]).to(world.device))
+            total += nll if mine else 0.0
+    reshard(trainer.parallel)
     return _sum_over_ranks(trainer, total).item() / (len(chosen) * (rows.max_seq_len - 1))
 
 
@@ -282,7 +282,7 @@ def save(trainer: Trainer, *, busy: bool = False) -> None:
         trainer.writer.join()
         require_finite(trainer)
         others = {"train_state.json": state_json(position(trainer)), METRICS: metrics_lines(trainer.history)}
-        files = snapshot(trainer.model, trainer.optimizer, trainer.world, others)
+        files = snapshot(trainer.model, trainer.optimizer, trainer.world, others, trainer.host)
         trainer.writer.start(trainer.step, files)
 
 

@@ -21,11 +21,16 @@ MOMENTS = ("step", "exp_avg", "exp_avg_sq")
 
 
 def snapshot(
-    model: "nn.Module", optimizer: "torch.optim.Optimizer", world: World, others: Mapping[str, bytes]
+    model: "nn.Module",
+    optimizer: "torch.optim.Optimizer",
+    world: World,
+    others: Mapping[str, bytes],
+    host: "dict[str, torch.Tensor]",
 ) -> Callable[[], Mapping[str, bytes]]:
     """A copy of this rank's share on the host; calling it gives the files of this rank's part. Collective.
 
-    `others`: files that rank 0 adds.
+    `others`: files that rank 0 adds. `host`: the memory of the copies, filled at the first call and used again by
+    later ones, since fresh memory costs more than the copy; so one snapshot at a time.
     """
     parameters = dict(model.named_parameters())
     dealt = shares({name: parameter.numel() for name, parameter in parameters.items()}, world.world_size)
@@ -34,7 +39,7 @@ def snapshot(
     for kind, name, tensor in _tensors(parameters, optimizer):
         value = whole(tensor.detach())
         if name.partition(":")[0] in mine:
-            kinds[kind][name] = _host_copy(value)
+            kinds[kind][name] = _host_copy(value, host, f"{kind}:{name}")
     event = _copied(world)
     part = f"{world.rank:05d}-of-{world.world_size:05d}.safetensors"
 
@@ -57,13 +62,12 @@ def _tensors(
             yield "optimizer", f"{name}:{moment}", optimizer.state[parameter][moment]
 
 
-def _host_copy(tensor: "torch.Tensor") -> "torch.Tensor":
+def _host_copy(tensor: "torch.Tensor", host: "dict[str, torch.Tensor]", name: str) -> "torch.Tensor":
     import torch
 
-    if tensor.device.type == "cpu":
-        return tensor.clone()
-    host = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
-    return host.copy_(tensor, non_blocking=True)
+    if name not in host:
+        host[name] = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=tensor.device.type != "cpu")
+    return host[name].copy_(tensor, non_blocking=True)
 
 
 def _copied(world: World) -> Any:

@@ -163,7 +163,7 @@ class Trainer:
     order: Order
     model: "nn.Module"
     parallel: Any
-    """What to call instead of `model` in training: DDP, FSDP or a compiled model."""
+    """What to call with rows for their loss: the model in `NextTokenLoss`, and that in DDP, FSDP or compiled."""
     optimizer: "torch.optim.Optimizer"
     precision: str
     writer: CheckpointWriter
@@ -182,6 +182,8 @@ class Trainer:
     """Logged events up to `step`; part of every checkpoint, so a resumed curve has no gap and no repetition."""
     clock: Stopwatch = field(default_factory=Stopwatch)
     """Since the last log line."""
+    host: "dict[str, torch.Tensor]" = field(default_factory=dict)
+    """Memory for the copies of checkpoints."""
 
     def evaluations(self) -> list[tuple[int, float]]:
         """(step, validation loss) of every evaluation so far."""

@@ -123,7 +123,7 @@ class Store:
             history.append({"kind": "evaluation", "step": step, "validation_loss": 6 - step / 10})
             others = {"train_state.json": state_json({"step": step}), METRICS: metrics_lines(history)}
             for rank in range(WORLD_SIZE):
-                checkpoints.write_part(step, rank, snapshot(model, optimizer, World(rank, WORLD_SIZE), others)())
+                checkpoints.write_part(step, rank, snapshot(model, optimizer, World(rank, WORLD_SIZE), others, {})())
             parts = checkpoints.parts(step, WORLD_SIZE)
             assert parts is not None
             checkpoints.commit(step, parts)

@@ -1,0 +1,355 @@
+"""Install, submit, disturb, upgrade and remove: on a real cluster, the weights are those of an undisturbed run.
+
+One after the other, in this order: a machine with two cores holds one training cluster at a time.
+"""
+
+import json
+import re
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from base64 import b64decode
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from tests.e2e.conftest import (
+    CHART,
+    NUM_STEPS,
+    Namespace,
+    Release,
+    e2e_recipe,
+    install,
+    is_ready,
+    namespace,
+    run,
+    values,
+    wait_until,
+)
+from tests.integration.conftest import ROOT
+
+SUCCESS, FAILED, BAD_CONFIGURATION = 0, 1, 2
+UNAUTHORIZED = 401
+RECIPE = "/etc/codeparrot/recipe/recipe.yaml"
+
+
+def submitted(release: Release, recipe: dict[str, Any], *options: str) -> str:
+    """The name of a new RayJob."""
+    path = release.folder / f"{recipe['run_name']}.yaml"
+    path.write_text(yaml.safe_dump(recipe))
+    done = release.namespace.k8s("submit", str(path), *options)
+    found = re.search(rf"{recipe['run_name']}-[a-z0-9]+", done.stdout)
+    assert found is not None, done.stdout
+    return found[0]
+
+
+def rayjob(where: Namespace, name: str) -> dict[str, Any]:
+    """The RayJob."""
+    found: dict[str, Any] = json.loads(where.kubectl("get", "rayjob", name, "--output", "json"))
+    return found
+
+
+def step_of(where: Namespace, name: str) -> int:
+    """The step that stands on the RayJob; 0 before the first."""
+    annotations = rayjob(where, name)["metadata"].get("annotations", {})
+    return int(annotations.get("codeparrot/step", "0").partition("/")[0] or 0)
+
+
+@pytest.fixture(scope="module")
+def undisturbed(release: Release, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """What the run learns that nobody disturbs: by `ray job submit`, on the standing cluster."""
+    token = b64decode(
+        release.namespace.get("secret", "--field-selector", f"metadata.name={release.name}-ray-token")[0]["data"][
+            "auth_token"
+        ]
+    )
+    path = tmp_path_factory.mktemp("token") / "auth_token"
+    path.write_bytes(token)
+    path.chmod(0o600)
+    began = time.monotonic()
+    with release.namespace.forwarded(f"service/{release.name}-head-svc", 8265) as port:
+        command = [str(Path(sys.executable).parent / "ray"), "job", "submit", "--address", f"http://127.0.0.1:{port}"]
+        done = run(
+            *command,
+            "--",
+            *("python", "-m", "ray_jobs.pipeline", "--config", RECIPE),
+            environment={"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(path)},
+        )
+    print(f"\nray job submit, whole pipeline: {time.monotonic() - began:.0f} s")
+    assert "succeeded" in done.stdout.lower()
+    assert "training from step 0 on 4 workers" in done.stdout
+    return release.trained("standing")
+
+
+def test_all_pods_are_ready_where_restricted_is_enforced(release: Release) -> None:
+    pods = release.namespace.pods(instance=release.name)
+    assert {pod["metadata"]["labels"]["app.kubernetes.io/component"] for pod in pods} >= {"head", "training", "store"}
+    assert all(is_ready(pod) for pod in pods)
+    release.namespace.helm("test", release.name)
+
+
+def test_the_doctor_finds_nothing_wrong(release: Release) -> None:
+    done = release.namespace.k8s("doctor", check=False)
+    print(done.stdout)
+    assert done.returncode == SUCCESS, done.stdout + done.stderr
+    assert "FAILED" not in done.stdout
+
+
+def test_jobs_without_the_token_are_refused(release: Release) -> None:
+    with release.namespace.forwarded(f"service/{release.name}-head-svc", 8265) as port:
+        with pytest.raises(urllib.error.HTTPError) as refused:
+            urllib.request.urlopen(f"http://127.0.0.1:{port}/api/jobs/", timeout=30)
+        assert refused.value.code == UNAUTHORIZED
+
+
+def test_no_secret_stands_in_the_environment_of_a_pod(release: Release) -> None:
+    [secret] = release.namespace.get("secret", "--field-selector", f"metadata.name={release.name}-ray-token")
+    token = b64decode(secret["data"]["auth_token"]).decode()
+    environment = release.python("import os, json; print(json.dumps(dict(os.environ)))")
+    assert token not in environment
+    for pod in release.namespace.pods(instance=release.name):
+        for container in pod["spec"]["containers"]:
+            assert not [entry for entry in container.get("env", ()) if "secretKeyRef" in entry.get("valueFrom", {})]
+
+
+def test_ray_job_submit_trains_with_a_worker_in_each_of_four_pods(undisturbed: dict[str, Any]) -> None:
+    assert [step for step, _ in undisturbed["rows"]] == list(range(1, NUM_STEPS + 1))
+
+
+def test_a_job_that_cannot_be_placed_is_explained_within_two_minutes(release: Release) -> None:
+    release.upgrade(
+        cluster={"enabled": False}, training={"resources": {"requests": {"cpu": "64"}, "limits": {"cpu": "64"}}}
+    )
+    path = release.folder / "large.yaml"
+    path.write_text(yaml.safe_dump(e2e_recipe("large")))
+    began = time.monotonic()
+    command = [sys.executable, "-m", "k8s", "submit", str(path), "--namespace", release.namespace.name, "--wait"]
+    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as waiting:
+        assert waiting.stdout is not None
+        lines = []
+        for line in waiting.stdout:
+            lines.append(line)
+            if "Insufficient cpu" in line:
+                break
+            assert time.monotonic() - began < 120, lines
+        waiting.kill()
+    assert "Insufficient cpu" in lines[-1], lines
+    print(f"\nexplained after {time.monotonic() - began:.0f} s: {lines[-1].strip()}")
+    [job] = release.namespace.get("rayjob")
+    release.namespace.kubectl("delete", "rayjob", job["metadata"]["name"], "--wait=true")
+
+
+def test_submit_is_a_rayjob_whose_annotations_move(release: Release, undisturbed: dict[str, Any]) -> None:
+    release.upgrade(cluster={"enabled": False})
+    began = time.monotonic()
+    name = submitted(release, e2e_recipe("submitted"))
+    wait_until(lambda: step_of(release.namespace, name) > 0, "the first step")
+    print(f"\nsubmit to first step: {time.monotonic() - began:.0f} s")
+    shown = rayjob(release.namespace, name)["metadata"]["annotations"]
+    assert {"codeparrot/stage", "codeparrot/step", "codeparrot/loss", "codeparrot/tokens-per-second"} <= set(shown)
+    assert name in release.namespace.k8s("list").stdout
+    followed = release.namespace.k8s("logs", name, "-f").stdout
+    assert "training from step 0 on 4 workers" in followed
+    wait_until(lambda: rayjob(release.namespace, name)["status"].get("jobStatus") == "SUCCEEDED", "success")
+    assert release.namespace.k8s("status", name).returncode == SUCCESS
+
+
+def delete_pod(component: str) -> Callable[[Release], None]:
+    """Delete one pod at once."""
+
+    def disturb(release: Release) -> None:
+        pod = release.namespace.pods(component=component)[0]["metadata"]["name"]
+        release.namespace.kubectl("delete", "pod", pod, "--grace-period=0", "--force", "--wait=false")
+
+    return disturb
+
+
+def drain(release: Release) -> None:
+    """Drain the node of a training pod, one without the head and the store if there is such a node."""
+
+    def nodes(component: str) -> set[str]:
+        return {pod["spec"]["nodeName"] for pod in release.namespace.pods(component=component)}
+
+    choice = sorted(nodes("training") - nodes("head") - nodes("store")) or sorted(nodes("training"))
+    command = ("kubectl", "drain", choice[0], "--ignore-daemonsets", "--delete-emptydir-data", "--timeout=300s")
+    try:
+        run(*command, f"--pod-selector=app.kubernetes.io/instance={release.name}")
+    finally:
+        run("kubectl", "uncordon", choice[0])
+
+
+def restart_operator(_: Release) -> None:
+    """Kill the KubeRay operator."""
+    pods = json.loads(
+        run(
+            "kubectl", "get", "pods", "-A", "-l", "app.kubernetes.io/name in (kuberay,kuberay-operator)", "-o", "json"
+        ).stdout
+    )
+    for pod in pods["items"]:
+        meta = pod["metadata"]
+        run("kubectl", "--namespace", meta["namespace"], "delete", "pod", meta["name"], "--grace-period=0", "--force")
+
+
+DISTURBANCES = {
+    "a training pod deleted": delete_pod("training"),
+    "the operator restarted": restart_operator,
+    "the store's pod deleted": delete_pod("store"),
+    "a node drained": drain,
+    "the head pod deleted": delete_pod("head"),
+}
+
+
+def test_a_run_disturbed_in_every_way_ends_with_the_weights_of_an_undisturbed_one(
+    release: Release, undisturbed: dict[str, Any]
+) -> None:
+    where = release.namespace
+    name = submitted(release, e2e_recipe("disturbed"), "--retries", "5")
+    wait_until(lambda: step_of(where, name) > 0, "the first step")
+    for what, disturb in DISTURBANCES.items():
+        before = step_of(where, name)
+        assert before < NUM_STEPS - 20, "the run is too short to be disturbed so often"
+        disturb(release)
+        seconds = wait_until(lambda before=before: step_of(where, name) > before + 1, f"steps after {what}")  # type: ignore[misc]
+        print(f"\n{what} at step {before}: {seconds:.0f} s to the next step seen")
+    wait_until(lambda: rayjob(where, name)["status"].get("jobStatus") == "SUCCEEDED", "success")
+    install_standing(release)
+    disturbed = release.trained("disturbed")
+    assert disturbed["rows"] == undisturbed["rows"]
+    assert disturbed["weights"] == undisturbed["weights"]
+    assert release.trained("submitted")["weights"] == undisturbed["weights"]
+
+
+def install_standing(release: Release) -> None:
+    """A cluster from whose head the store can be read."""
+    release.upgrade()
+    wait_until(lambda: bool(release.namespace.ready(component="head")), "the head")
+
+
+def test_network_policies_hold_where_the_network_enforces_them(release: Release) -> None:
+    """A pod without labels of the release reaches neither Ray nor the store; a probe tells whether anybody enforces."""
+    where = release.namespace
+    head = where.ready(component="head")[0]["status"]["podIP"]
+    store = where.ready(component="store")[0]["status"]["podIP"]
+    image = where.ready(component="head")[0]["spec"]["containers"][0]["image"]
+    reached = {target: reaches(where, image, *target) for target in ((head, 6379), (head, 8265), (store, 8333))}
+    enforced = not reaches_in_denied_namespace(image)
+    does = "enforces" if enforced else "does not enforce"
+    print(f"\nthis cluster's network {does} network policies; reached: {reached}")
+    if enforced:
+        assert not any(reached.values())
+
+
+STRANGER = """
+import socket, sys
+try:
+    socket.create_connection((sys.argv[1], int(sys.argv[2])), timeout=5).close()
+    print("reached")
+except OSError as error:
+    print("refused", error)
+"""
+
+
+def stranger(where: Namespace, image: str, name: str, command: list[str]) -> str:
+    """What a pod prints that belongs to nobody."""
+    manifest = {
+        "apiVersion": "v1",
+        "kind": "Pod",
+        "metadata": {"name": name},
+        "spec": {
+            "restartPolicy": "Never",
+            "automountServiceAccountToken": False,
+            "securityContext": {"runAsNonRoot": True, "runAsUser": 1000, "seccompProfile": {"type": "RuntimeDefault"}},
+            "containers": [
+                {
+                    "name": "stranger",
+                    "image": image,
+                    "command": command,
+                    "securityContext": {"allowPrivilegeEscalation": False, "capabilities": {"drop": ["ALL"]}},
+                }
+            ],
+        },
+    }
+    where.kubectl("apply", "--filename", "-", text=json.dumps(manifest))
+    try:
+        wait_until(
+            lambda: (
+                json.loads(where.kubectl("get", "pod", name, "-o", "json"))["status"]["phase"]
+                in ("Succeeded", "Failed")
+            ),
+            f"the end of pod {name}",
+        )
+        return where.kubectl("logs", name)
+    finally:
+        where.kubectl("delete", "pod", name, "--grace-period=0", "--force")
+
+
+def reaches(where: Namespace, image: str, address: str, port: int) -> bool:
+    """Whether a stranger in the namespace reaches it."""
+    return "reached" in stranger(where, image, f"stranger-{port}", ["python", "-c", STRANGER, address, str(port)])
+
+
+def reaches_in_denied_namespace(image: str) -> bool:
+    """Whether a pod under a policy that denies everything still reaches the API server's service."""
+    policy = {
+        "apiVersion": "networking.k8s.io/v1",
+        "kind": "NetworkPolicy",
+        "metadata": {"name": "deny"},
+        "spec": {"podSelector": {}, "policyTypes": ["Ingress", "Egress"]},
+    }
+    with namespace() as denied:
+        denied.kubectl("apply", "--filename", "-", text=json.dumps(policy))
+        address = json.loads(run("kubectl", "-n", "default", "get", "service", "kubernetes", "-o", "json").stdout)
+        return reaches(denied, image, address["spec"]["clusterIP"], 443)
+
+
+def test_an_upgrade_and_a_rollback_keep_data_and_credentials(release: Release) -> None:
+    where = release.namespace
+    before = {
+        secret["metadata"]["name"]: secret["data"] for secret in where.get("secret") if secret["type"] == "Opaque"
+    }
+    [claim] = where.get("pvc")
+    release.upgrade(preemption={"gracePeriodSeconds": 120})
+    where.helm("rollback", release.name, "--wait", "--timeout", "5m")
+    after = {secret["metadata"]["name"]: secret["data"] for secret in where.get("secret") if secret["type"] == "Opaque"}
+    assert before == after
+    assert where.get("pvc")[0]["metadata"]["uid"] == claim["metadata"]["uid"]
+    assert release.trained("disturbed")["rows"]
+
+
+def test_wrong_values_are_refused_before_anything_starts(release: Release) -> None:
+    with namespace() as where:
+        for settings, words in (
+            (["--set", "trainig.replicas=2"], "trainig"),
+            (["--set", "training.replicas=many"], "replicas"),
+            (["--set", "recipe.train.max_steps=0"], "max_steps"),
+            (["--set", "storage.mode=external"], "existingSecret"),
+            (["--set", "fullnameOverride=" + 50 * "a"], "40"),
+        ):
+            done = where.helm("install", "codeparrot", str(CHART), *settings, check=False)
+            assert done.returncode != 0, settings
+            assert words in done.stderr, (settings, done.stderr)
+        assert not where.get("pods")
+        path = release.folder / "wrong.yaml"
+        path.write_text(yaml.safe_dump(e2e_recipe("wrong", learning_rate=-1)))
+        refused = release.namespace.k8s("submit", str(path), check=False)
+        assert refused.returncode == BAD_CONFIGURATION
+        assert "train.learning_rate" in refused.stderr + refused.stdout
+
+
+def test_two_releases_do_not_disturb_each_other_and_uninstalling_leaves_the_volume_alone(release: Release) -> None:
+    with namespace() as where:
+        install(where, values(release.folder, cluster={"enabled": False}), name="codeparrot")
+        wait_until(lambda: bool(where.ready(component="store")), "the second store")
+        where.helm("uninstall", "codeparrot", "--wait")
+        wait_until(lambda: not where.get("pods"), "pods to go")
+        kinds = "all,configmaps,secrets,serviceaccounts,roles,rolebindings,networkpolicies,poddisruptionbudgets"
+        rest = {f"{item['kind']}/{item['metadata']['name']}" for item in where.get(kinds)}
+        assert rest <= {"ConfigMap/kube-root-ca.crt", "ServiceAccount/default"}, rest
+        assert len(where.get("pvc")) == 1
+    assert all(is_ready(pod) for pod in release.namespace.pods(instance=release.name))
+    assert release.trained("disturbed")["rows"]
