@@ -32,7 +32,7 @@ logger = logging.getLogger(__name__)
 
 STOP_SECONDS = 25.0
 """How long a signal waits for the last checkpoint: less than the 30 s that Kubernetes gives by default."""
-POLL_SECONDS = 0.2
+POLL_SECONDS = 1.0
 WAY_OUT = "lower train.num_workers or train.resources_per_worker"
 
 

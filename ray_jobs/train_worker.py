@@ -23,7 +23,7 @@ from codeparrot.training_job import Trainer
 from ray_jobs.cluster import warnings_to
 
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json")
-POLL_SECONDS = 0.5
+POLL_SECONDS = 1.0
 FINAL = (CheckpointError, EmptyCorpusError, LeaseError, TrainingError)
 """Errors that are the same after every restart: no use in trying again."""
 

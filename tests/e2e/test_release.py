@@ -322,15 +322,17 @@ def test_an_upgrade_and_a_rollback_keep_data_and_credentials(release: Release) -
 
 
 def test_wrong_values_are_refused_before_anything_starts(release: Release) -> None:
+    bad_recipe = values(release.folder, recipe=e2e_recipe("wrong", max_steps=0))
     with namespace() as where:
-        for settings, words in (
-            (["--set", "trainig.replicas=2"], "trainig"),
-            (["--set", "training.replicas=many"], "replicas"),
-            (["--set", "recipe.train.max_steps=0"], "max_steps"),
-            (["--set", "storage.mode=external"], "existingSecret"),
-            (["--set", "fullnameOverride=" + 50 * "a"], "40"),
+        for name, settings, words in (
+            ("codeparrot", ["--set", "trainig.replicas=2"], "trainig"),
+            ("codeparrot", ["--set", "training.replicas=many"], "replicas"),
+            ("codeparrot", ["--values", str(bad_recipe)], "max_steps"),
+            ("codeparrot", ["--set", "storage.mode=external"], "existingSecret"),
+            ("codeparrot", ["--set", "storage.mode=external,storage.external.existingSecret=none"], "no Secret none"),
+            (45 * "a", [], "at most 40"),
         ):
-            done = where.helm("install", "codeparrot", str(CHART), *settings, check=False)
+            done = where.helm("install", name, str(CHART), *settings, check=False)
             assert done.returncode != 0, settings
             assert words in done.stderr, (settings, done.stderr)
         assert not where.get("pods")

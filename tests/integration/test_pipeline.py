@@ -61,6 +61,23 @@ def test_a_run_leaves_a_report_and_an_export_that_plain_transformers_loads(undis
     assert report.count("<svg") >= 5
 
 
+def test_runs_in_the_object_store_are_listed_verified_and_exported(undisturbed: Machine, tmp_path: Path) -> None:
+    from transformers import AutoModelForCausalLM
+
+    [run] = json.loads(undisturbed.run("runs", "list", "--json").output)["runs"]
+    assert (run["name"], run["state"]) == ("micro", "complete")
+    assert "damaged" not in undisturbed.run("runs", "verify").output
+    undisturbed.run("runs", "export", "--to", str(tmp_path / "model"))
+    model = AutoModelForCausalLM.from_pretrained(tmp_path / "model")
+    assert sum(parameter.numel() for parameter in model.parameters()) == summary_of(undisturbed)["num_parameters"]
+    undisturbed.run("runs", "export", "--to", "s3://codeparrot/exported")
+    with local_store.running(undisturbed.state / "store", "codeparrot") as store:
+        exported = store.client().get_object(Bucket="codeparrot", Key="exported/model.safetensors")["Body"].read()
+    assert sha256_hex(exported) == sha256_hex((tmp_path / "model" / "model.safetensors").read_bytes())
+    assert undisturbed.start("runs", "delete").wait() == 2  # it only says what would go
+    assert json.loads(undisturbed.run("runs", "list", "--json").output)["runs"] == [run]
+
+
 @pytest.mark.faults
 def test_a_killed_run_continues_to_the_same_weights_wherever_it_was_killed(
     machine: Machine, undisturbed: Machine
