@@ -80,6 +80,8 @@ class Told:
     """Of worker groups, in this job."""
     num_failures: int = 0
     """Of worker groups since the last checkpoint."""
+    failure: str = ""
+    """What ended the last of them, if a worker could tell."""
     checkpoint: str = "no checkpoint yet"
     """The newest, for the progress line."""
     trains: bool = False
@@ -111,8 +113,9 @@ def _train_once(work: Work, mailbox: Any, advance: Advance) -> Told:
                 work.lease.check()
                 if told.num_failures > work.recipe.train.max_failures:
                     raise ClusterError(
-                        f"the worker group failed {told.num_failures} times without a new checkpoint in between; "
-                        "look at the cluster, then run again to continue, or raise train.max_failures"
+                        f"the worker group failed {told.num_failures} times without a new checkpoint in "
+                        f"between{told.failure}; look at the cluster, then run again to continue, or raise "
+                        "train.max_failures"
                     )
         except (KeyboardInterrupt, Interrupted):
             if told.trains:
@@ -223,6 +226,9 @@ def _watch(event: dict[str, Any], told: Told, advance: Advance) -> None:
         told.num_failures, told.checkpoint = 0, f"checkpoint {event['step']}"
     elif kind == "warning":
         warn_once(event["message"])
+    elif kind == "failed":
+        told.failure = f"; the last one: {event['message']}"
+        logger.warning("train            rank %d failed: %s", event["rank"], event["message"])
     elif kind == "error":
         told.error = event["error"]
     elif kind == "stopped":

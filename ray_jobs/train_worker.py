@@ -20,7 +20,7 @@ from codeparrot.run_record import METRICS, metrics_lines
 from codeparrot.storage import Storage, open_storage
 from codeparrot.train import fit
 from codeparrot.training_job import Trainer
-from ray_jobs.cluster import warnings_to
+from ray_jobs.cluster import MAX_SHOWN_ERROR, warnings_to
 
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json")
 POLL_SECONDS = 1.0
@@ -125,6 +125,10 @@ def train_worker(config: dict[str, Any]) -> None:
             if world.is_first:
                 ray.get(mailbox.put.remote({"kind": "error", "error": error}))
             return
+        except Exception as error:
+            message = f"{type(error).__name__}: {' '.join(str(error).split())[:MAX_SHOWN_ERROR]}"
+            ray.get(mailbox.put.remote({"kind": "failed", "rank": world.rank, "message": message}))
+            raise
         _conclude(trainer, recipe, storage, config)
 
 

@@ -154,7 +154,7 @@ tolerations:
 - name: RAY_TRAIN_PREEMPTION_POLL_INTERVAL_S
   value: {{ .root.Values.preemption.pollIntervalSeconds | quote }}
 - name: CODEPARROT_CACHE
-  value: /cache
+  value: /cache/rows  # a folder of its own: that of the volume belongs to root
 {{- if eq .group "head" }}
 - name: CODEPARROT_STATE
   value: /home/codeparrot/.codeparrot
