@@ -1,6 +1,7 @@
 """What is told to who watches from outside, and the stop that comes from there."""
 
 import json
+import logging
 import subprocess
 import sys
 import time
@@ -10,6 +11,7 @@ import pytest
 
 from ray_jobs import status
 from ray_jobs.status import Status
+from ray_jobs.train import Told, _watch
 
 STEP = {"kind": "step", "step": 20, "loss": 5.5, "tokens_per_second": 3000.0}
 
@@ -69,3 +71,12 @@ def test_without_a_driver_there_is_nothing_to_wait_for(tmp_path: Path) -> None:
     gone.wait()
     (tmp_path / "driver.pid").write_text(str(gone.pid))
     assert not status.stop_driver(tmp_path / "driver.pid")
+
+
+def test_the_failure_of_a_worker_is_told_with_its_cause(caplog: pytest.LogCaptureFixture) -> None:
+    told = Told()
+    event = {"kind": "failed", "rank": 2, "message": "ManifestError: cannot cache rows in /cache"}
+    with caplog.at_level(logging.WARNING, "ray_jobs"):
+        _watch(event, told, lambda *_: None)
+    assert "rank 2 failed: ManifestError: cannot cache rows in /cache" in caplog.text
+    assert "cannot cache rows" in told.failure
