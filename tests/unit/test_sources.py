@@ -205,7 +205,7 @@ def test_the_installed_distributions_are_a_corpus_with_licences() -> None:
 
 
 def test_distributions_can_be_excluded() -> None:
-    found = packages("hypothesis", "packag*", exclude_distributions=["hypo*"])
+    found = packages("hypothesis", "packagin*", exclude_distributions=["hypo*"])
     assert {entry.repository for entry in found} == {"packaging"}
 
 
