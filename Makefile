@@ -72,7 +72,7 @@ unit: $(VENV)/.test ## The unit tests alone (seconds)
 	@$(PY) -m pytest tests/unit
 
 chaos: $(VENV)/.test ## Kill the workers of one training run fifty times (about ten minutes)
-	@CODEPARROT_NUM_KILLS=50 $(PY) -m pytest tests/integration/test_chaos.py -k random
+	@CODEPARROT_NUM_KILLS=50 $(PY) -m pytest tests/integration/test_chaos.py -k random --timeout 3600
 
 bench: $(VENV)/.test ## Measure against peers (ONLY=id for one)
 	@$(PY) -m benchmarks $(ONLY)

@@ -151,7 +151,7 @@ def main() -> None:
     torch.manual_seed(distributed.get_rank())
     measured = time_steps(repeats) if how == "steps" else time_means(how, repeats)
     if distributed.get_rank() == 0:
-        (folder / "measured.json").write_text(json.dumps(measured))
+        (folder / "rank-0.json").write_text(json.dumps(measured))
     distributed.barrier()
     distributed.destroy_process_group()
 

@@ -13,18 +13,13 @@ one number for each of a heads and each token):
 """
 
 import contextlib
-import json
-import os
 import re
-import subprocess
-import sys
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-from benchmarks.corpus import ROOT, Corpus, corpus
+from benchmarks.corpus import Corpus, corpus
 from benchmarks.harness import Benchmark, Comparison, Target, Unequal
-from benchmarks.runs import NUM_WORKERS
+from benchmarks.runs import on_ranks
 from codeparrot.model import ModelSettings
 
 NUM_STEPS, NUM_TRIAL_STEPS = 16, 3
@@ -51,20 +46,7 @@ class _Memory(Comparison):
         )
 
     def _run(self, mode: str, **environment: str) -> list[dict[str, float]]:
-        with tempfile.TemporaryDirectory() as folder:
-            command = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={NUM_WORKERS}"]
-            command += ["-m", "benchmarks.memory_worker", folder, mode, str(self._num_steps), self._corpus.uri]
-            done = subprocess.run(
-                [sys.executable, *command],
-                cwd=ROOT,
-                env={**os.environ, "OMP_NUM_THREADS": "1", **environment},
-                capture_output=True,
-                text=True,
-                check=False,
-            )
-            if done.returncode:
-                raise RuntimeError(done.stderr)
-            return [json.loads(path.read_text()) for path in sorted(Path(folder).glob("rank-*.json"))]
+        return on_ranks("benchmarks.memory_worker", mode, str(self._num_steps), self._corpus.uri, **environment)
 
     def check(self) -> str:
         states = self._run("steps")[0]["state_bytes"]

@@ -6,36 +6,17 @@ of our own would sum in another order than gloo, so a run's bits would depend on
 """
 
 import contextlib
-import json
-import os
-import subprocess
-import sys
-import tempfile
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
-from benchmarks.corpus import ROOT
 from benchmarks.harness import Benchmark, Comparison, Target, Unequal, installed
-from benchmarks.runs import NUM_WORKERS
+from benchmarks.runs import on_ranks
 
 
 def run(how: str, repeats: int) -> dict[str, Any]:
     """What four ranks measure."""
-    command = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={NUM_WORKERS}"]
-    with tempfile.TemporaryDirectory() as folder:
-        done = subprocess.run(
-            [sys.executable, *command, "-m", "benchmarks.allreduce_worker", how, str(repeats), folder],
-            cwd=ROOT,
-            env={**os.environ, "OMP_NUM_THREADS": "1"},
-            capture_output=True,
-            text=True,
-            check=False,
-        )
-        if done.returncode:
-            raise RuntimeError(done.stderr)
-        measured: dict[str, Any] = json.loads((Path(folder) / "measured.json").read_text())
-        return measured
+    [measured] = on_ranks("benchmarks.allreduce_worker", how, str(repeats))
+    return measured
 
 
 class _AllReduce(Comparison):

@@ -1,4 +1,4 @@
-"""One rank of `bench_memory_per_worker`: python -m benchmarks.memory_worker FOLDER steps|checkpoints STEPS URI."""
+"""One rank of `bench_memory_per_worker`: python -m benchmarks.memory_worker steps|checkpoints STEPS URI FOLDER."""
 
 import json
 import os
@@ -24,7 +24,7 @@ from codeparrot.training_job import Trainer, Unsupervised
 
 def main() -> int:
     """Train, and write what it took."""
-    folder, mode, num_steps, uri = Path(sys.argv[1]), sys.argv[2], int(sys.argv[3]), sys.argv[4]
+    mode, num_steps, uri, folder = sys.argv[1], int(sys.argv[2]), sys.argv[3], Path(sys.argv[4])
     Path("/proc/self/clear_refs").write_text("5")  # the high water begins anew, proc_pid_clear_refs(5)
     imports = resident_bytes("VmRSS")
     torch.set_num_threads(1)

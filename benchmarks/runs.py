@@ -32,13 +32,11 @@ STEADY = (f"train.eval_every_steps={NEVER}", "train.eval_rows=8", f"train.checkp
 """Nothing but steps, until the last one."""
 MARKER = "CODEPARROT_BENCH"
 
+RANKS = ("-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={NUM_WORKERS}")
 Launcher = Literal["ray", "torchrun", "alone"]
 COMMANDS: Mapping[Launcher, tuple[Sequence[str], int]] = {
     "ray": (("-m", "ray_jobs.train"), 1),
-    "torchrun": (
-        ("-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={NUM_WORKERS}", "-m", "codeparrot.launch"),
-        1,
-    ),
+    "torchrun": ((*RANKS, "-m", "codeparrot.launch"), 1),
     "alone": (("-m", "codeparrot.launch"), 2),
 }
 """Arguments of Python, and threads of a process that computes."""
@@ -116,6 +114,22 @@ class Command:
                     found[int(folder.name)] = (folder / "cmdline").read_bytes().replace(b"\0", b" ").decode()
         found.pop(os.getpid(), None)
         return found
+
+
+def on_ranks(module: str, *arguments: str, **environment: str) -> list[dict[str, Any]]:
+    """What the ranks of a program measure, as JSON in files rank-*.json of the folder that is its last argument."""
+    with tempfile.TemporaryDirectory() as folder:
+        done = subprocess.run(
+            [sys.executable, *RANKS, "-m", module, *arguments, folder],
+            cwd=ROOT,
+            env={**os.environ, "OMP_NUM_THREADS": "1", **environment},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        if done.returncode:
+            raise RuntimeError(done.stderr)
+        return [json.loads(path.read_text()) for path in sorted(Path(folder).glob("rank-*.json"))]
 
 
 @dataclass(frozen=True)

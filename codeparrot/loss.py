@@ -41,16 +41,15 @@ def summed_nll(hidden: torch.Tensor, weight: torch.Tensor, targets: torch.Tensor
     if torch.is_grad_enabled():
         total: torch.Tensor = _SummedNLL.apply(hidden, weight, targets)
         return total
-    return _go_through(hidden, weight, targets, None, None)
+    return _go_through(hidden, weight, targets, None)
 
 
 class _SummedNLL(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, hidden: torch.Tensor, weight: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-        by_hidden = torch.empty_like(hidden)
-        by_weight = torch.zeros_like(weight)
-        total = _go_through(hidden, weight, targets, by_hidden, by_weight)
-        ctx.save_for_backward(by_hidden, by_weight)
+        gradients = torch.empty_like(hidden), torch.zeros_like(weight)
+        total = _go_through(hidden, weight, targets, gradients)
+        ctx.save_for_backward(*gradients)
         return total
 
     @staticmethod
@@ -63,10 +62,9 @@ def _go_through(
     hidden: torch.Tensor,
     weight: torch.Tensor,
     targets: torch.Tensor,
-    by_hidden: torch.Tensor | None,
-    by_weight: torch.Tensor | None,
+    gradients: tuple[torch.Tensor, torch.Tensor] | None,
 ) -> torch.Tensor:
-    """The sum; with tensors for the gradients, these are filled."""
+    """The sum; tensors for the gradients by `hidden` and by `weight`, the latter of zeros, are filled."""
     device = hidden.device.type
     dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else weight.dtype
     matrix = weight.to(dtype)
@@ -81,8 +79,9 @@ def _go_through(
             said = logits.gather(1, wanted)
             normalizer = logits.exp_().sum(1, keepdim=True)
             total += (normalizer.log() - said).sum(dtype=torch.float64)
-            if by_hidden is None or by_weight is None:
+            if gradients is None:
                 continue
+            by_hidden, by_weight = gradients
             slopes = logits.div_(normalizer)
             slopes.scatter_add_(1, wanted, slopes.new_full(wanted.shape, -1.0))
             slopes = slopes.to(dtype)

@@ -101,7 +101,6 @@ def prepare(job: TrainingJob, world: World, supervisor: Supervisor) -> Trainer:
     model = build_model(config, job.seed).to(world.device)
     if settings.activation_checkpointing:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-        model.config.use_cache = False
     order = job.rows.order(job.seed, settings.shuffle_shards)
     row = job.rows.tensor([0]).to(world.device)
     parallel = parallelize(model, settings.parallel, world, row, compile=settings.compile)

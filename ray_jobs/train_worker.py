@@ -162,7 +162,6 @@ def _write_export(
     trainer: Trainer, weights: Mapping[str, Any], storage: Storage, folder: str, tokenizer: Manifest
 ) -> list[dict[str, Any]]:
     model: Any = trainer.model
-    model.config.use_cache = True  # activation checkpointing had turned it off
     named = export_files(model, weights)
     named |= {name: tokenizer.read(storage, name) for name in TOKENIZER_FILES}
     files = [write_file(storage, folder, f"export/{name}", data) for name, data in named.items()]

@@ -4,6 +4,7 @@ The tests see a kubeconfig and nothing else: everything goes through `kubectl`, 
 """
 
 import contextlib
+import functools
 import json
 import os
 import re
@@ -12,7 +13,8 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from base64 import b64decode
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,11 +22,12 @@ from typing import Any
 import pytest
 import yaml
 
+from tests.integration import conftest
 from tests.integration.conftest import ROOT, micro_recipe
 
 CHART = ROOT / "helm" / "codeparrot"
 DEADLINE_SECONDS = 600.0
-POLL_SECONDS = 1.0
+wait_until = functools.partial(conftest.wait_until, seconds=DEADLINE_SECONDS, poll_seconds=1.0)
 NUM_STEPS = 240
 WEIGHTS = """
 import json, sys
@@ -81,15 +84,6 @@ def run(
     if check:
         assert done.returncode == 0, f"{' '.join(command)}\n{done.stdout}\n{done.stderr}"
     return done
-
-
-def wait_until(condition: Callable[[], bool], what: str, seconds: float = DEADLINE_SECONDS) -> float:
-    """Wait for a condition; the seconds it took."""
-    began = time.monotonic()
-    while not condition():
-        assert time.monotonic() - began < seconds, f"waited {seconds:.0f} s in vain for {what}"
-        time.sleep(POLL_SECONDS)
-    return time.monotonic() - began
 
 
 @dataclass(frozen=True)
@@ -196,6 +190,11 @@ class Release:
         """The name of a head pod that is ready, of the release's cluster or of a RayJob's."""
         wait_until(lambda: bool(self.namespace.ready(component="head")), "a head pod")
         return str(self.namespace.ready(component="head")[0]["metadata"]["name"])
+
+    def token(self) -> str:
+        """Ray's token."""
+        [secret] = self.namespace.get("secret", "--field-selector", f"metadata.name={self.name}-ray-token")
+        return b64decode(secret["data"]["auth_token"]).decode()
 
     def python(self, code: str, *arguments: str) -> str:
         """The output of a program in the head pod."""

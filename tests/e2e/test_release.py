@@ -10,7 +10,6 @@ import sys
 import time
 import urllib.error
 import urllib.request
-from base64 import b64decode
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -63,14 +62,9 @@ def step_of(where: Namespace, name: str) -> int:
 @pytest.fixture(scope="module")
 def undisturbed(release: Release, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """What the run learns that nobody disturbs: by `ray job submit`, on the standing cluster."""
-    token = b64decode(
-        release.namespace.get("secret", "--field-selector", f"metadata.name={release.name}-ray-token")[0]["data"][
-            "auth_token"
-        ]
-    )
     path = tmp_path_factory.mktemp("token") / "auth_token"
-    path.write_bytes(token)
-    path.chmod(0o600)
+    path.touch(0o600)
+    path.write_text(release.token())
     began = time.monotonic()
     with release.namespace.forwarded(f"service/{release.name}-head-svc", 8265) as port:
         command = [str(Path(sys.executable).parent / "ray"), "job", "submit", "--address", f"http://127.0.0.1:{port}"]
@@ -108,10 +102,8 @@ def test_jobs_without_the_token_are_refused(release: Release) -> None:
 
 
 def test_no_secret_stands_in_the_environment_of_a_pod(release: Release) -> None:
-    [secret] = release.namespace.get("secret", "--field-selector", f"metadata.name={release.name}-ray-token")
-    token = b64decode(secret["data"]["auth_token"]).decode()
     environment = release.python("import os, json; print(json.dumps(dict(os.environ)))")
-    assert token not in environment
+    assert release.token() not in environment
     for pod in release.namespace.pods(instance=release.name):
         for container in pod["spec"]["containers"]:
             assert not [entry for entry in container.get("env", ()) if "secretKeyRef" in entry.get("valueFrom", {})]

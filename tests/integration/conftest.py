@@ -126,12 +126,15 @@ class Process:
         return code
 
 
-def wait_until(condition: Callable[[], bool], what: str, seconds: float = DEADLINE_SECONDS) -> None:
-    """Wait for a condition, with a deadline."""
-    deadline = time.monotonic() + seconds
+def wait_until(
+    condition: Callable[[], bool], what: str, seconds: float = DEADLINE_SECONDS, poll_seconds: float = 0.02
+) -> float:
+    """Wait for a condition, with a deadline; the seconds it took."""
+    began = time.monotonic()
     while not condition():
-        assert time.monotonic() < deadline, f"waited {seconds:.0f} s in vain for {what}"
-        time.sleep(0.02)
+        assert time.monotonic() - began < seconds, f"waited {seconds:.0f} s in vain for {what}"
+        time.sleep(poll_seconds)
+    return time.monotonic() - began
 
 
 def processes_with(marker: str) -> dict[int, str]:

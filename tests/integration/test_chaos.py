@@ -31,6 +31,8 @@ pytestmark = pytest.mark.faults
 SUCCESS, FAILED, INTERRUPTED = 0, 1, 3
 NUM_STEPS = 60
 NUM_KILLS = int(os.environ.get("CODEPARROT_NUM_KILLS", "10"))
+STEPS_PER_KILL = 40
+"""Twice what was seen of two cores; a run that ends before its last kill fails the test."""
 NEVER = 100_000_000
 NO_CHECKPOINTS = f"train.checkpoint.every_steps={NEVER}"
 PREPARE = """
@@ -126,7 +128,11 @@ def store_pid(machine: Machine) -> int:
     return int(json.loads((machine.state / "store" / "server.json").read_bytes())["pid"])
 
 
-def test_workers_killed_at_random_moments_uploads_included(trainee: Machine, undisturbed: Trained) -> None:
+def test_workers_killed_at_random_moments_uploads_included(trainee: Machine, packed: Path) -> None:
+    trainee.values["train"] |= {"max_steps": NUM_KILLS * STEPS_PER_KILL, "eval_every_steps": 100}
+    alone = ready(trainee.folder / "alone", packed)
+    alone.values = trainee.values
+    alone.run("train")
     chance = random.Random(NUM_KILLS)
     process = trainee.start("train")
     seen = 0
@@ -143,7 +149,7 @@ def test_workers_killed_at_random_moments_uploads_included(trainee: Machine, und
             os.kill(store_pid(trainee), signal.SIGCONT)
     assert process.wait() == SUCCESS, process.output
     assert process.output.count("the worker group was restarted") == NUM_KILLS
-    assert result(trainee) == undisturbed
+    assert result(trainee) == result(alone)
 
 
 def test_a_store_that_is_gone_for_a_minute_only_delays_the_end(trainee: Machine, undisturbed: Trained) -> None:
