@@ -51,16 +51,19 @@ FORWARDED = (
 )
 """Where the store is and where its credentials lie, for workers of a cluster that was started without them. Keys
 themselves are never sent through Ray."""
-QUIET = {
+DEFAULTS = {
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_DATA_DISABLE_PROGRESS_BARS": "1",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
     "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "600",  # image pulls take longer than the default of 60
+    # After a failure; the ranks that are left are killed next anyway. The default of 30 waits for the loss of a node
+    # to be certain.
+    "TORCH_PROCESS_GROUP_SHUTDOWN_TIMEOUT_S": "2",
     "HF_HUB_OFFLINE": "1",
     "HF_HUB_DISABLE_TELEMETRY": "1",
     "TOKENIZERS_PARALLELISM": "false",
 }
-"""Defaults for every process of ours: no network but the store's, no noise."""
+"""Defaults for every process of ours: no network but the store's, no noise, no needless waits."""
 
 
 _temporary: list[str] = []
@@ -91,7 +94,7 @@ def connect() -> None:
     """
     if "ray" in sys.modules and sys.modules["ray"].is_initialized():
         return
-    for name, value in QUIET.items():
+    for name, value in DEFAULTS.items():
         os.environ.setdefault(name, value)
     options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
     address = os.environ.get("RAY_ADDRESS")
@@ -100,7 +103,7 @@ def connect() -> None:
         options["address"] = address
         if "RAY_JOB_CONFIG_JSON_ENV_VAR" not in os.environ:  # a submitted job has a runtime environment already
             forwarded = {name: os.environ[name] for name in FORWARDED if name in os.environ}
-            options["runtime_env"] = {"env_vars": {**QUIET, **forwarded}}
+            options["runtime_env"] = {"env_vars": {**DEFAULTS, **forwarded}}
     else:
         sweep()
         _temporary.append(tempfile.mkdtemp(prefix=f"{TEMPORARY_PREFIX}{os.getpid()}-"))

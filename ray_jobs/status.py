@@ -32,11 +32,11 @@ class Status:
 
     def __init__(self, path: Path | None) -> None:
         self._path = path
-        self._values: dict[str, Any] = {}
+        self._values: dict[str, Any] = dict(EMPTY)
 
     def begin(self, stage: str) -> None:
-        """Another stage has begun."""
-        self._values = {"stage": stage, **EMPTY}
+        """Another stage has begun. What training has reached stays."""
+        self._values |= {"stage": stage, "tokens_per_second": None, "seconds_left": None}
         self._rate = Rate()
         self._write()
 

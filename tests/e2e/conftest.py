@@ -28,7 +28,7 @@ from tests.integration.conftest import ROOT, micro_recipe
 CHART = ROOT / "helm" / "codeparrot"
 DEADLINE_SECONDS = 600.0
 wait_until = functools.partial(conftest.wait_until, seconds=DEADLINE_SECONDS, poll_seconds=1.0)
-NUM_STEPS = 240
+NUM_STEPS = 500
 WEIGHTS = """
 import json, sys
 from codeparrot.manifest import load_manifest
@@ -60,7 +60,7 @@ def e2e_recipe(run_name: str, **train: Any) -> dict[str, Any]:
     recipe["train"] |= {
         "resources_per_worker": {"CPU": 1},
         "max_steps": NUM_STEPS,
-        "eval_every_steps": 120,
+        "eval_every_steps": 200,
         "checkpoint": {"every_steps": 10},
         **train,
     }
@@ -178,13 +178,28 @@ class Release:
 
     namespace: Namespace
     folder: Path
-    seconds_to_ready: float
 
     name = "codeparrot"
 
     def upgrade(self, **overrides: Any) -> None:
-        """`helm upgrade` with other values."""
+        """`helm upgrade` with other values; a standing cluster is ready after it, or gone."""
         install(self.namespace, values(self.folder, **overrides))
+        self.wait_until_settled(standing=overrides.get("cluster", {}).get("enabled", True))
+
+    def wait_until_settled(self, *, standing: bool = True) -> None:
+        """Wait for a ready store and, if it is to stand, for all pods of the standing cluster, and for no others."""
+        wanted = {"store": 1, "head": int(standing), "training": 4 * standing}
+
+        def settled() -> bool:
+            pods = {name: self._pods_of_release(name) for name in wanted}
+            return all(len(pods[name]) == count and all(map(is_ready, pods[name])) for name, count in wanted.items())
+
+        wait_until(settled, f"the release to have {wanted}")
+
+    def _pods_of_release(self, component: str) -> list[dict[str, Any]]:
+        """Without those of RayJobs."""
+        pods = self.namespace.pods(component=component, instance=self.name)
+        return [pod for pod in pods if "codeparrot/rayjob" not in pod["metadata"]["labels"]]
 
     def head(self) -> str:
         """The name of a head pod that is ready, of the release's cluster or of a RayJob's."""
@@ -208,10 +223,10 @@ class Release:
 
 
 def install(where: Namespace, *files: Path, name: str = "codeparrot") -> None:
-    """Install or upgrade the chart."""
+    """Install or upgrade the chart, without `--wait`: see the runbook, "Upgrade, backup"."""
     kind = CHART / "values-kind.yaml"
     settings = [argument for path in (kind, *files) for argument in ("--values", str(path))]
-    where.helm("upgrade", "--install", name, str(CHART), *settings, "--wait", "--timeout", "5m")
+    where.helm("upgrade", "--install", name, str(CHART), *settings)
 
 
 @pytest.fixture(scope="session")
@@ -222,11 +237,8 @@ def release(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Release]:
     folder = tmp_path_factory.mktemp("e2e")
     with namespace() as where:
         began = time.monotonic()
-        install(where, values(folder))
-        wait_until(
-            lambda: len(where.ready(component="training")) == 4 and len(where.ready(component="head")) == 1, "Ray"
-        )
-        seconds = time.monotonic() - began
-        print(f"\nhelm install to ready: {seconds:.0f} s")
-        yield Release(where, folder, seconds)
+        release = Release(where, folder)
+        release.upgrade()
+        print(f"\nhelm install to ready: {time.monotonic() - began:.0f} s")
+        yield release
         where.helm("uninstall", "codeparrot", "--wait", check=False)

@@ -30,7 +30,7 @@ from tests.e2e.conftest import (
     values,
     wait_until,
 )
-from tests.integration.conftest import ROOT
+from tests.integration.conftest import ROOT, Process
 
 SUCCESS, FAILED, BAD_CONFIGURATION = 0, 1, 2
 UNAUTHORIZED = 401
@@ -137,18 +137,23 @@ def test_a_job_that_cannot_be_placed_is_explained_within_two_minutes(release: Re
 
 
 def test_submit_is_a_rayjob_whose_annotations_move(release: Release, undisturbed: dict[str, Any]) -> None:
+    where = release.namespace
     release.upgrade(cluster={"enabled": False})
+    path = release.folder / "submitted.yaml"
+    path.write_text(yaml.safe_dump(e2e_recipe("submitted", max_steps=100)))
     began = time.monotonic()
-    name = submitted(release, e2e_recipe("submitted"))
-    wait_until(lambda: step_of(release.namespace, name) > 0, "the first step")
+    process = Process([sys.executable, "-m", "k8s", "submit", str(path), "--namespace", where.name, "--wait"], {})
+    wait_until(lambda: bool(where.get("rayjob")), "the RayJob")
+    name = where.get("rayjob")[0]["metadata"]["name"]
+    wait_until(lambda: step_of(where, name) > 0, "the first step")
     print(f"\nsubmit to first step: {time.monotonic() - began:.0f} s")
-    shown = rayjob(release.namespace, name)["metadata"]["annotations"]
+    shown = rayjob(where, name)["metadata"]["annotations"]
     assert {"codeparrot/stage", "codeparrot/step", "codeparrot/loss", "codeparrot/tokens-per-second"} <= set(shown)
-    assert name in release.namespace.k8s("list").stdout
-    followed = release.namespace.k8s("logs", name, "-f").stdout
-    assert "training from step 0 on 4 workers" in followed
-    wait_until(lambda: rayjob(release.namespace, name)["status"].get("jobStatus") == "SUCCEEDED", "success")
-    assert release.namespace.k8s("status", name).returncode == SUCCESS
+    assert name in where.k8s("list").stdout
+    assert "training from step 0 on 4 workers" in where.k8s("logs", name, "-f").stdout
+    assert process.wait() == SUCCESS, process.output
+    assert step_of(where, name) == 100
+    assert where.k8s("status", name).returncode == SUCCESS
 
 
 def delete_pod(component: str) -> Callable[[Release], None]:
@@ -177,23 +182,32 @@ def drain(release: Release) -> None:
 
 def restart_operator(_: Release) -> None:
     """Kill the KubeRay operator."""
-    pods = json.loads(
-        run(
-            "kubectl", "get", "pods", "-A", "-l", "app.kubernetes.io/name in (kuberay,kuberay-operator)", "-o", "json"
-        ).stdout
-    )
-    for pod in pods["items"]:
-        meta = pod["metadata"]
-        run("kubectl", "--namespace", meta["namespace"], "delete", "pod", meta["name"], "--grace-period=0", "--force")
+    labels = ("--selector", "app.kubernetes.io/component=kuberay-operator")
+    run("kubectl", "delete", "pod", "--namespace", "kuberay-system", *labels, "--grace-period=0", "--force")
 
 
-DISTURBANCES = {
-    "a training pod deleted": delete_pod("training"),
-    "the operator restarted": restart_operator,
-    "the store's pod deleted": delete_pod("store"),
-    "a node drained": drain,
-    "the head pod deleted": delete_pod("head"),
-}
+def delete_store(release: Release) -> None:
+    """Delete the store's pod, and wait until there is another."""
+    delete_pod("store")(release)
+    wait_until(lambda: bool(release.namespace.ready(component="store")), "the store")
+
+
+def upgrade(release: Release) -> None:
+    """Upgrade the release, and roll it back."""
+    release.upgrade(cluster={"enabled": False}, pods={"annotations": {"upgraded": "yes"}})
+    release.namespace.helm("rollback", release.name)
+
+
+GOES_ON, CONTINUES = "checkpoint in", "training from step"
+DISTURBANCES = (
+    ("a training pod deleted", delete_pod("training"), CONTINUES),
+    ("the operator restarted", restart_operator, GOES_ON),
+    ("the release upgraded and rolled back", upgrade, GOES_ON),
+    ("the store's pod deleted", delete_store, GOES_ON),
+    ("a node drained", drain, CONTINUES),
+    ("the head pod deleted", delete_pod("head"), CONTINUES),
+)
+"""What happens, and the words of the log that tell that training has got over it."""
 
 
 def test_a_run_disturbed_in_every_way_ends_with_the_weights_of_an_undisturbed_one(
@@ -201,25 +215,46 @@ def test_a_run_disturbed_in_every_way_ends_with_the_weights_of_an_undisturbed_on
 ) -> None:
     where = release.namespace
     name = submitted(release, e2e_recipe("disturbed"), "--retries", "5")
-    wait_until(lambda: step_of(where, name) > 0, "the first step")
-    for what, disturb in DISTURBANCES.items():
-        before = step_of(where, name)
-        assert before < NUM_STEPS - 20, "the run is too short to be disturbed so often"
+    follow = [sys.executable, "-m", "k8s", "logs", name, "--follow", "--namespace", where.name]
+    log = Process(follow, {})
+
+    def wait_for_news(words: str) -> str:
+        """A new line with these words. A submitter that is made anew repeats the old ones."""
+        old = set(log.lines)
+        fresh: list[str] = []
+
+        def told() -> bool:
+            fresh[:] = [line for line in list(log.lines) if words in line and line not in old]
+            return bool(fresh) or log.popen.poll() is not None
+
+        wait_until(told, f"{words!r} in the log", poll_seconds=0.1)
+        assert fresh, f"the run is over\n{log.output}"
+        return fresh[0]
+
+    for what, disturb, words in DISTURBANCES:
+        wait_for_news(GOES_ON)
+        before, began = step_of(where, name), time.monotonic()
         disturb(release)
-        seconds = wait_until(lambda before=before: step_of(where, name) > before + 1, f"steps after {what}")  # type: ignore[misc]
-        print(f"\n{what} at step {before}: {seconds:.0f} s to the next step seen")
-    wait_until(lambda: rayjob(where, name)["status"].get("jobStatus") == "SUCCEEDED", "success")
-    install_standing(release)
+        line = wait_for_news(words)
+        print(f"\n{what} at step {before}: {time.monotonic() - began:.0f} s to: {line}")
+
+    wait_for_news(GOES_ON)
+    before = step_of(where, name)
+    where.k8s("cancel", name)
+    assert log.wait() == SUCCESS, log.output
+    wait_until(lambda: rayjob(where, name)["status"]["jobDeploymentStatus"] == "Suspended", "the end of the pods")
+    began = time.monotonic()
+    where.k8s("resume", name)
+    log = Process(follow, {})
+    line = wait_for_news(CONTINUES)
+    print(f"\ncancelled at step {before} and resumed: {time.monotonic() - began:.0f} s to: {line}")
+    assert before <= int(re.findall(r"from step (\d+)", line)[0]) < NUM_STEPS
+    assert log.wait() == SUCCESS, log.output
+    assert rayjob(where, name)["status"]["jobStatus"] == "SUCCEEDED"
+    release.upgrade()
     disturbed = release.trained("disturbed")
     assert disturbed["rows"] == undisturbed["rows"]
     assert disturbed["weights"] == undisturbed["weights"]
-    assert release.trained("submitted")["weights"] == undisturbed["weights"]
-
-
-def install_standing(release: Release) -> None:
-    """A cluster from whose head the store can be read."""
-    release.upgrade()
-    wait_until(lambda: bool(release.namespace.ready(component="head")), "the head")
 
 
 def test_network_policies_hold_where_the_network_enforces_them(release: Release) -> None:
@@ -299,6 +334,45 @@ def reaches_in_denied_namespace(image: str) -> bool:
         return reaches(denied, image, address["spec"]["clusterIP"], 443)
 
 
+CLUSTER_WITHOUT_TOKEN = """
+apiVersion: ray.io/v1
+kind: RayCluster
+metadata:
+  name: open
+spec:
+  headGroupSpec:
+    rayStartParams: {}
+    template:
+      spec:
+        containers:
+          - {name: ray-head, image: none}
+"""
+
+
+def test_the_admission_policy_refuses_what_it_must_and_nothing_else(release: Release) -> None:
+    where = release.namespace
+
+    def answer(*arguments: str, text: str | None = None) -> str:
+        command = ("kubectl", "--namespace", where.name, *arguments, "--dry-run=server")
+        done = run(*command, text=text, check=False)
+        return done.stdout + done.stderr
+
+    release.upgrade(admissionPolicy={"enabled": True})
+    with_token = CLUSTER_WITHOUT_TOKEN.replace("spec:\n  head", "spec:\n  authOptions: {mode: token}\n  head", 1)
+    create = ("create", "--filename", "-")
+    wait_until(lambda: "must be token" in answer(*create, text=CLUSTER_WITHOUT_TOKEN), "the policy", seconds=60)
+    assert "created" in answer(*create, text=with_token)
+    name = where.get("rayjob")[0]["metadata"]["name"]
+    sidecar = f"--as=system:serviceaccount:{where.name}:{release.name}-status"
+    patch = ("patch", "rayjob", name, sidecar, "--type=merge", "--patch")
+    assert "patched" in answer(*patch, '{"metadata": {"annotations": {"codeparrot/step": "1/2"}}}')
+    for change in ({"spec": {"suspend": True}}, {"metadata": {"annotations": {"other": "1"}}}):
+        assert "status sidecar may" in answer(*patch, json.dumps(change)), change
+    release.upgrade()
+    left = run("kubectl", "get", "validatingadmissionpolicies", "--output", "name").stdout
+    assert where.name not in left
+
+
 def test_an_upgrade_and_a_rollback_keep_data_and_credentials(release: Release) -> None:
     where = release.namespace
     before = {
@@ -306,7 +380,8 @@ def test_an_upgrade_and_a_rollback_keep_data_and_credentials(release: Release) -
     }
     [claim] = where.get("pvc")
     release.upgrade(preemption={"gracePeriodSeconds": 120})
-    where.helm("rollback", release.name, "--wait", "--timeout", "5m")
+    where.helm("rollback", release.name)
+    release.wait_until_settled()
     after = {secret["metadata"]["name"]: secret["data"] for secret in where.get("secret") if secret["type"] == "Opaque"}
     assert before == after
     assert where.get("pvc")[0]["metadata"]["uid"] == claim["metadata"]["uid"]

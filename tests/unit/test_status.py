@@ -41,6 +41,9 @@ def test_the_file_tells_stage_steps_and_checkpoint(tmp_path: Path) -> None:
     assert told["loss"] == 5.5
     assert told["seconds_left"] > 0
     assert told["updated_at"].endswith("Z")
+    watched.begin("evaluate")
+    told = json.loads(path.read_text())
+    assert (told["stage"], told["step"], told["loss"], told["seconds_left"]) == ("evaluate", 40, 5.5, None)
 
 
 def test_a_folder_that_cannot_be_written_does_not_end_the_run(tmp_path: Path) -> None:
