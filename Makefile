@@ -35,14 +35,14 @@ clean: ## Stop what the project started and remove what it made (not the virtual
 	@rm -rf .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
 
 ##@ On Kubernetes
-image: $(VENV)/.test ## Build the image, and its bill of materials in dist/ (IMAGE=name:tag BASE_IMAGE=image-with-python ENVIRONMENT_IMAGE=image-with-/opt/venv)
+image: $(VENV)/.sbom ## Build the image, and its bill of materials in dist/ (IMAGE=name:tag BASE_IMAGE=image-with-python ENVIRONMENT_IMAGE=image-with-/opt/venv)
 	@$(if $(ENGINE),,$(error docker, podman or buildah is needed to build an image))
 	@$(ENGINE) build $(DOCKER_BUILD_FLAGS) --tag $(IMAGE) \
 		$(if $(BASE_IMAGE),--build-arg BASE=$(BASE_IMAGE)) \
 		$(if $(ENVIRONMENT_IMAGE),--build-arg ENVIRONMENT=$(ENVIRONMENT_IMAGE)) \
 		--build-arg VERSION=$(lastword $(subst :, ,$(IMAGE))) --build-arg REVISION=$$(git rev-parse HEAD) .
 	@mkdir -p dist
-	@$(VENV)/bin/cyclonedx-py requirements requirements.lock --pyproject pyproject.toml --output-reproducible \
+	@$(VENV)/sbom/bin/cyclonedx-py requirements requirements.lock --pyproject pyproject.toml --output-reproducible \
 		--output-file dist/$(subst :,-,$(notdir $(IMAGE))).cdx.json
 
 ENGINE = $(notdir $(firstword $(foreach engine,docker podman buildah,$(shell command -v $(engine)))))
@@ -93,6 +93,7 @@ schema: $(VENV)/.run ## Write the recipe's JSON schema anew, here and in the cha
 
 lock: $(VENV)/.uv ## Renew the locks of the dependencies
 	@echo uv | $(VENV)/bin/uv pip compile - $(LOCK) --upgrade -o requirements-uv.lock
+	@echo cyclonedx-bom | $(VENV)/bin/uv pip compile - $(LOCK) --upgrade -o requirements-sbom.lock
 	@$(call compile,,requirements.lock)
 	@$(call compile,--extra dev --constraint requirements.lock,requirements-dev.lock)
 
@@ -116,6 +117,12 @@ $(VENV)/.run: $(VENV)/.uv requirements.lock
 $(VENV)/.test: $(VENV)/.run requirements-dev.lock
 	@echo "installing development tools"
 	@$(call install,requirements-dev.lock)
+	@touch $@
+
+# In an environment of its own: what it depends on would make every start of Ray slower.
+$(VENV)/.sbom: $(VENV)/.uv requirements-sbom.lock
+	@$(VENV)/bin/uv venv --quiet --clear --python $(PY) $(VENV)/sbom
+	@$(VENV)/bin/uv pip install --quiet --python $(VENV)/sbom/bin/python --require-hashes -r requirements-sbom.lock
 	@touch $@
 
 $(VENV)/.chart: $(VENV)/.uv tests/chart/tools/go.mod tests/chart/tools/go.sum

@@ -120,8 +120,13 @@ def test_ray_pods_have_more_time_to_end_than_ray_takes_to_drain() -> None:
                 environment = {variable["name"]: variable["value"] for variable in container["env"]}
                 drain = float(environment["RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S"])
                 poll = float(environment["RAY_TRAIN_PREEMPTION_POLL_INTERVAL_S"])
-                assert pod.spec["terminationGracePeriodSeconds"] > drain > poll
-                assert ("preStop" in container.get("lifecycle", {})) == (pod.component == "head")
+                assert pod.spec["terminationGracePeriodSeconds"] > drain
+                if pod.component == "head":
+                    assert drain == 0
+                    assert "preStop" in container["lifecycle"]
+                else:
+                    assert drain > poll
+                    assert "lifecycle" not in container
 
 
 def test_the_object_store_of_ray_fits_into_shared_memory() -> None:

@@ -191,15 +191,15 @@ class Release:
         wanted = {"store": 1, "head": int(standing), "training": 4 * standing}
 
         def settled() -> bool:
-            pods = {name: self._pods_of_release(name) for name in wanted}
+            pods = {name: self.pods(name) for name in wanted}
             return all(len(pods[name]) == count and all(map(is_ready, pods[name])) for name, count in wanted.items())
 
         wait_until(settled, f"the release to have {wanted}")
 
-    def _pods_of_release(self, component: str) -> list[dict[str, Any]]:
-        """Without those of RayJobs."""
-        pods = self.namespace.pods(component=component, instance=self.name)
-        return [pod for pod in pods if "codeparrot/rayjob" not in pod["metadata"]["labels"]]
+    def pods(self, *components: str) -> list[dict[str, Any]]:
+        """Those of the release itself, without those of RayJobs."""
+        found = [pod for name in components for pod in self.namespace.pods(component=name, instance=self.name)]
+        return [pod for pod in found if "codeparrot/rayjob" not in pod["metadata"]["labels"]]
 
     def head(self) -> str:
         """The name of a head pod that is ready, of the release's cluster or of a RayJob's."""

@@ -411,6 +411,7 @@ def test_wrong_values_are_refused_before_anything_starts(release: Release) -> No
 
 
 def test_two_releases_do_not_disturb_each_other_and_uninstalling_leaves_the_volume_alone(release: Release) -> None:
+    before = {pod["metadata"]["uid"] for pod in release.pods("store", "head", "training")}
     with namespace() as where:
         install(where, values(release.folder, cluster={"enabled": False}), name="codeparrot")
         wait_until(lambda: bool(where.ready(component="store")), "the second store")
@@ -420,5 +421,6 @@ def test_two_releases_do_not_disturb_each_other_and_uninstalling_leaves_the_volu
         rest = {f"{item['kind']}/{item['metadata']['name']}" for item in where.get(kinds)}
         assert rest <= {"ConfigMap/kube-root-ca.crt", "ServiceAccount/default"}, rest
         assert len(where.get("pvc")) == 1
-    assert all(is_ready(pod) for pod in release.namespace.pods(instance=release.name))
+    release.wait_until_settled()
+    assert {pod["metadata"]["uid"] for pod in release.pods("store", "head", "training")} == before
     assert release.trained("disturbed")["rows"]

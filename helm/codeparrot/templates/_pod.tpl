@@ -149,8 +149,9 @@ tolerations:
 {{- define "codeparrot.pod.env" -}}
 {{- include "codeparrot.token.env" .root }}
 {{ include "codeparrot.store.env" .root }}
+# The head would wait in vain: actors of Ray's own live on it for as long as the cluster does.
 - name: RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S
-  value: {{ .root.Values.preemption.drainTimeoutSeconds | quote }}
+  value: {{ ternary 0 .root.Values.preemption.drainTimeoutSeconds (eq .group "head") | quote }}
 - name: RAY_TRAIN_PREEMPTION_POLL_INTERVAL_S
   value: {{ .root.Values.preemption.pollIntervalSeconds | quote }}
 - name: CODEPARROT_CACHE
