@@ -10,6 +10,7 @@ import os
 import re
 import secrets
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -23,7 +24,7 @@ import pytest
 import yaml
 
 from tests.integration import conftest
-from tests.integration.conftest import ROOT, micro_recipe
+from tests.integration.conftest import ROOT, Process, micro_recipe
 
 CHART = ROOT / "helm" / "codeparrot"
 DEADLINE_SECONDS = 600.0
@@ -121,21 +122,6 @@ class Namespace:
         """helm in this namespace."""
         return run("helm", *arguments, "--namespace", self.name, check=check)
 
-    @contextlib.contextmanager
-    def forwarded(self, target: str, port: int) -> Iterator[int]:
-        """A port of loopback that leads there."""
-        command = ["kubectl", "--namespace", self.name, "port-forward", "--address", "127.0.0.1", target, f":{port}"]
-        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-        try:
-            assert process.stdout is not None
-            line = process.stdout.readline()
-            found = re.search(r"127\.0\.0\.1:(\d+)", line)
-            assert found is not None, line
-            yield int(found[1])
-        finally:
-            process.kill()
-            process.wait()
-
 
 def is_ready(pod: Mapping[str, Any]) -> bool:
     """Whether the kubelet says so."""
@@ -200,6 +186,19 @@ class Release:
         """Those of the release itself, without those of RayJobs."""
         found = [pod for name in components for pod in self.namespace.pods(component=name, instance=self.name)]
         return [pod for pod in found if "codeparrot/rayjob" not in pod["metadata"]["labels"]]
+
+    @contextlib.contextmanager
+    def dashboard(self) -> Iterator[str]:
+        """The address of the standing head, on loopback."""
+        command = [sys.executable, "-m", "k8s", "dashboard", "--namespace", self.namespace.name, "--port", "0"]
+        process = Process(command, {})
+        try:
+            process.wait_for("Ctrl-C ends it")
+            [address] = re.findall(r"^dashboard: (http://127\.0\.0\.1:\d+)$", process.output, re.MULTILINE)
+            yield address
+        finally:
+            process.popen.send_signal(signal.SIGINT)
+            assert process.wait() == 0, process.output
 
     def head(self) -> str:
         """The name of a head pod that is ready, of the release's cluster or of a RayJob's."""

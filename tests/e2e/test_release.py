@@ -66,8 +66,8 @@ def undisturbed(release: Release, tmp_path_factory: pytest.TempPathFactory) -> d
     path.touch(0o600)
     path.write_text(release.token())
     began = time.monotonic()
-    with release.namespace.forwarded(f"service/{release.name}-head-svc", 8265) as port:
-        command = [str(Path(sys.executable).parent / "ray"), "job", "submit", "--address", f"http://127.0.0.1:{port}"]
+    with release.dashboard() as address:
+        command = [str(Path(sys.executable).parent / "ray"), "job", "submit", "--address", address]
         done = run(
             *command,
             "--",
@@ -95,10 +95,14 @@ def test_the_doctor_finds_nothing_wrong(release: Release) -> None:
 
 
 def test_jobs_without_the_token_are_refused(release: Release) -> None:
-    with release.namespace.forwarded(f"service/{release.name}-head-svc", 8265) as port:
+    with release.dashboard() as address:
+        jobs = urllib.request.Request(f"{address}/api/jobs/")
         with pytest.raises(urllib.error.HTTPError) as refused:
-            urllib.request.urlopen(f"http://127.0.0.1:{port}/api/jobs/", timeout=30)
+            urllib.request.urlopen(jobs, timeout=30)
         assert refused.value.code == UNAUTHORIZED
+        jobs.add_header("Authorization", f"Bearer {release.token()}")
+        with urllib.request.urlopen(jobs, timeout=30) as answer:
+            assert json.load(answer) == []
 
 
 def test_no_secret_stands_in_the_environment_of_a_pod(release: Release) -> None:

@@ -29,7 +29,7 @@ from tests.integration.conftest import Cluster, Machine, Process, micro_recipe, 
 pytestmark = pytest.mark.faults
 
 SUCCESS, FAILED, INTERRUPTED = 0, 1, 3
-NUM_STEPS = 60
+NUM_STEPS = 120
 NUM_KILLS = int(os.environ.get("CODEPARROT_NUM_KILLS", "10"))
 STEPS_PER_KILL = 40
 """Twice what was seen of two cores; a run that ends before its last kill fails the test."""
@@ -44,7 +44,7 @@ command("prepare", lambda recipe, storage: [run_stage(stage, recipe, storage) fo
 
 
 def chaos_recipe() -> dict[str, Any]:
-    """Two workers, steps of about a tenth of a second, a checkpoint every fifth."""
+    """Two workers, a checkpoint every fifth step; long enough that what the log tells is still true when it is read."""
     recipe = micro_recipe()
     recipe["pack"]["max_seq_len"] = 128
     recipe["model"] = {"n_layer": 2, "n_head": 4, "n_embd": 128}
