@@ -42,7 +42,7 @@ image: $(VENV)/.sbom ## Build the image, and its bill of materials in dist/ (IMA
 		$(if $(ENVIRONMENT_IMAGE),--build-arg ENVIRONMENT=$(ENVIRONMENT_IMAGE)) \
 		--build-arg VERSION=$(lastword $(subst :, ,$(IMAGE))) --build-arg REVISION=$$(git rev-parse HEAD) .
 	@mkdir -p dist
-	@$(VENV)/sbom/bin/cyclonedx-py requirements requirements.lock --pyproject pyproject.toml --output-reproducible \
+	@$(VENV)/sbom/bin/python -W ignore -m cyclonedx_py requirements requirements.lock --pyproject pyproject.toml --output-reproducible \
 		--output-file dist/$(subst :,-,$(notdir $(IMAGE))).cdx.json
 
 ENGINE = $(notdir $(firstword $(foreach engine,docker podman buildah,$(shell command -v $(engine)))))
