@@ -59,15 +59,15 @@ def micro_recipe() -> dict[str, Any]:
         "train": {
             "num_workers": 4,
             "resources_per_worker": {"CPU": 0.5},
-            "max_steps": 12,
+            "max_steps": 72,  # seconds: what the log tells is up to one old, and still true when a test reads it
             "global_batch_size": 8,
             "micro_batch_size": 2,
             "learning_rate": 1e-3,
             "warmup_steps": 2,
             "log_every_steps": 1,
-            "eval_every_steps": 4,
+            "eval_every_steps": 24,
             "eval_rows": 8,
-            "checkpoint": {"every_steps": 3},
+            "checkpoint": {"every_steps": 6},
         },
         "evaluate": {"batch_size": 32, "max_rows": 64, "num_workers": 1},
         "generate": {"prompts": ["fit random forest classifier", "def ", "import "], "max_new_tokens": 8},

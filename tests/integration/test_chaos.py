@@ -249,8 +249,9 @@ def test_a_damaged_newest_checkpoint_costs_the_steps_since_the_one_before(
             storage.write(model, data[:-1] + bytes([data[-1] ^ 1]))
         else:
             storage.delete([newest])
+        steps = {int(path.partition("step-")[2][:8]) for path, _ in storage.list("runs/micro/checkpoints")}
         output, again = train()
-        assert f"kind=resumed step={NUM_STEPS - 5}" in output
+        assert f"kind=resumed step={max(steps - {NUM_STEPS})}" in output
         assert again == weights
         assert damage == "without a manifest" or f"checkpoint of step {NUM_STEPS} is damaged" in output
 

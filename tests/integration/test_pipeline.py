@@ -45,7 +45,7 @@ def test_a_run_leaves_the_summary_that_it_promises(undisturbed: Machine) -> None
         "xz_bits_per_byte",
     }
     assert all(value > 0 for value in summary["validation"].values())
-    assert summary["checkpoint_uri"] == "s3://codeparrot/micro/runs/micro/checkpoints/step-00000012"
+    assert summary["checkpoint_uri"] == "s3://codeparrot/micro/runs/micro/checkpoints/step-00000072"
     assert [pair["prompt"] for pair in summary["completions"]] == micro_recipe()["generate"]["prompts"]
 
 
