@@ -30,10 +30,7 @@ def interruptible() -> Iterator[None]:
     try:
         signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)  # whoever started this process may have held them back
         yield
-    except BaseException as error:
-        # While ray.init runs, a handler of Ray's own is in place, which exits with the number of the signal.
-        if isinstance(error, SystemExit) and error.code in set(SIGNALS) and not _received:
-            _received.append(signal.Signals(error.code).name)
+    except BaseException:
         if _received:  # whatever came out: the signal is what began it
             raise Interrupted(_message()) from None
         raise

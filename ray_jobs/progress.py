@@ -11,6 +11,7 @@ from rich.logging import RichHandler
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 PLAIN_INTERVAL_SECONDS = 10.0
+MIN_RATE_SECONDS = 1.0  # reports may come in bursts; a shorter time would tell of those
 
 console = Console(stderr=False, soft_wrap=True, highlight=False)
 
@@ -52,7 +53,7 @@ class Rate:
         if self._first is None:
             self._first = (done, now)
         before, began = self._first
-        return (done - before) / (now - began) if done > before and now > began else None
+        return (done - before) / (now - began) if done > before and now - began >= MIN_RATE_SECONDS else None
 
 
 def _live(stage: str, total: float, unit: str) -> Iterator[Advance]:

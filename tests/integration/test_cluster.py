@@ -95,6 +95,36 @@ def test_a_cluster_that_is_not_there_is_told(recipe: Path, s3: LocalStore) -> No
     assert "Traceback" not in done.stderr
 
 
+TERMINATED_WHILE_CONNECTING = """
+import os
+import signal
+import ray
+from ray_jobs.cluster import connect, ray_session
+from ray_jobs.interrupt import interruptible
+
+class Terminates:
+    def __del__(self):  # what a handler raises in a destructor is printed and lost
+        os.kill(os.getpid(), signal.SIGTERM)
+
+init = ray.init
+def and_then_terminate(**options):
+    init(**options)
+    Terminates()
+ray.init = and_then_terminate
+
+with interruptible(), ray_session():
+    connect()
+    print("went on")
+"""
+
+
+def test_sigterm_while_connecting_is_not_lost(cluster: Cluster) -> None:
+    command = [sys.executable, "-c", TERMINATED_WHILE_CONNECTING]
+    done = run(command, RAY_ADDRESS=cluster.gcs, **cluster.environment())
+    assert "codeparrot.errors.Interrupted: stopped by SIGTERM" in done.stderr
+    assert "went on" not in done.stdout
+
+
 SCRAPE = """
 import time, urllib.request
 import ray

@@ -87,13 +87,13 @@ def test_a_full_disk_under_the_store_is_named_and_nothing_is_lost(machine: Machi
 
 
 def test_on_a_terminal_progress_is_one_live_line_with_rate_and_time_left(machine: Machine) -> None:
-    machine.values["train"] |= {"num_workers": 1, "max_steps": 60, "checkpoint": {"every_steps": 60}}
+    machine.values["train"] |= {"num_workers": 1, "max_steps": 400, "checkpoint": {"every_steps": 400}}
     for stage in ("collect", "curate", "train_tokenizer", "pack"):
         machine.run(stage)
     text = on_a_terminal(machine, "train")
     frames = [line for line in re.split(r"[\r\n]", text) if "steps/s" in line]
     assert frames, text
-    assert re.search(r"train +\S* ?.*\d+/60 steps  [\d.]+ steps/s  [\d.:]+ \w+ left  loss [\d.]+", plain(frames[-1]))
+    assert re.search(r"train +\S* ?.*\d+/400 steps  [\d.]+ steps/s  [\d.:]+ \w+ left  loss [\d.]+", plain(frames[-1]))
     assert "\x1b[1A" in text or "\x1b[2K" in text  # the line is drawn anew in place
 
 

@@ -1,4 +1,4 @@
-"""Signals end a stage in order, whoever's handler they meet."""
+"""Signals end a stage in order, wherever they meet it."""
 
 import contextlib
 import os
@@ -25,11 +25,6 @@ def test_a_signal_whose_exception_a_library_swallows_is_raised_at_the_next_occas
 
     with pytest.raises(Interrupted), interruptible():
         swallow_and_go_on()
-
-
-def test_an_exit_by_a_handler_of_ray_is_an_interruption_too() -> None:
-    with pytest.raises(Interrupted, match="SIGTERM"), interruptible():
-        raise SystemExit(int(signal.SIGTERM))
 
 
 def test_other_ends_stay_what_they_are() -> None:

@@ -30,6 +30,13 @@ def test_what_was_done_before_does_not_count_for_the_rate(monkeypatch: pytest.Mo
     assert rate.update(54) == 2.0
 
 
+def test_a_burst_of_reports_has_no_rate(monkeypatch: pytest.MonkeyPatch) -> None:
+    times = iter([100.0, 100.001, 105.0])
+    monkeypatch.setattr(time, "monotonic", lambda: next(times))
+    rate = Rate()
+    assert [rate.update(10), rate.update(20), rate.update(30)] == [None, None, 4.0]
+
+
 def test_plain_lines_have_rate_and_time_left_and_no_control_characters(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
