@@ -12,6 +12,7 @@ CONFIG ?= recipes/tiny.yaml
 STAGE ?= pipeline
 ONLY ?=
 IMAGE ?= codeparrot:dev
+JOBS ?= 2
 # Plain pip and uv settings that some machines export would make every start slower: bytecode is compiled once.
 export PYTHONDONTWRITEBYTECODE :=
 export RAY_USAGE_STATS_ENABLED := 0
@@ -62,16 +63,16 @@ e2e: $(VENV)/.test cluster-up ## Install, train, disturb, upgrade and remove on 
 	@$(PY) -m pytest tests/e2e -s
 
 ##@ Work on it
-test: $(VENV)/.test lint ## Lint, type-check, and run the unit and integration tests
-	@$(PY) -m pytest -m "not faults"
+test: $(VENV)/.test lint ## Lint, type-check, and run the unit and integration tests (JOBS=2 at a time)
+	@$(PY) -m pytest -m "not faults" -n $(JOBS) --dist loadfile
 
 faults: $(VENV)/.test ## Disturb runs in every way, and compare their results with those of an undisturbed one
-	@$(PY) -m pytest -m faults
+	@$(PY) -m pytest -m faults -n $(JOBS) --dist loadgroup
 
 unit: $(VENV)/.test ## The unit tests alone (seconds)
 	@$(PY) -m pytest tests/unit
 
-chaos: $(VENV)/.test ## Kill the workers of one training run fifty times (about ten minutes)
+chaos: $(VENV)/.test ## Kill the workers of one training run fifty times (about a quarter of an hour)
 	@CODEPARROT_NUM_KILLS=50 $(PY) -m pytest tests/integration/test_chaos.py -k random --timeout 3600
 
 bench: $(VENV)/.test ## Measure against peers (ONLY=id for one)

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from codeparrot.errors import ClusterError, CodeParrotError
-from ray_jobs.interrupt import check
+from ray_jobs.interrupt import check, keeping_handlers
 from ray_jobs.progress import progress
 
 logger = logging.getLogger(__name__)
@@ -115,30 +115,13 @@ def connect() -> None:
     import ray  # reads its settings from the environment once, so not before they are there
 
     try:
-        with _keeping_signal_handlers():
+        with keeping_handlers():
             ray.init(**options)
     except (ConnectionError, RuntimeError, ValueError, OSError, TimeoutError) as error:
         where = f"the cluster at RAY_ADDRESS={address}" if address else "a local Ray"
         raise ClusterError(f"cannot use {where}: {str(error).strip().splitlines()[0]}") from error
     check()
     _silence()
-
-
-@contextmanager
-def _keeping_signal_handlers() -> Iterator[None]:
-    """A block in which Ray does not replace the handler of SIGTERM.
-
-    Its own raises SystemExit wherever the main thread is; in a destructor or a callback that is printed and lost, and
-    the run would go on. Ours remembers the signal (`ray_jobs.interrupt`).
-    """
-    from ray._private import utils
-
-    replace = utils.set_sigterm_handler
-    utils.set_sigterm_handler = lambda handler: None
-    try:
-        yield
-    finally:
-        utils.set_sigterm_handler = replace
 
 
 def _require_listener(address: str) -> None:

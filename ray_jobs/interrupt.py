@@ -5,6 +5,7 @@ Where one is lost all the same (in a destructor or a callback), `check` raises i
 """
 
 import signal
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
@@ -38,6 +39,30 @@ def interruptible() -> Iterator[None]:
         _received.clear()
         for number, handler in previous.items():
             signal.signal(number, handler)
+
+
+@contextmanager
+def keeping_handlers() -> Iterator[None]:
+    """A block that Ray is connected in, after which the handlers of signals are what they were.
+
+    Ray's Python handler would raise SystemExit wherever the main thread is; in a destructor or a callback that is
+    printed and lost, and the run goes on, whereas ours remembers the signal. Ray's C++ handler calls the Python one,
+    but first sets an alarm that aborts the process three seconds later.
+    """
+    from ray._private import utils
+
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    install = utils.set_sigterm_handler
+    utils.set_sigterm_handler = lambda _: None
+    try:
+        yield
+    finally:
+        utils.set_sigterm_handler = install
+        for number in SIGNALS:
+            signal.signal(number, signal.getsignal(number) or signal.SIG_DFL)
+        signal.alarm(0)
 
 
 def check() -> None:

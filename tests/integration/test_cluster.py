@@ -98,6 +98,7 @@ def test_a_cluster_that_is_not_there_is_told(recipe: Path, s3: LocalStore) -> No
 TERMINATED_WHILE_CONNECTING = """
 import os
 import signal
+import time
 import ray
 from ray_jobs.cluster import connect, ray_session
 from ray_jobs.interrupt import interruptible
@@ -112,15 +113,19 @@ def and_then_terminate(**options):
     Terminates()
 ray.init = and_then_terminate
 
-with interruptible(), ray_session():
-    connect()
-    print("went on")
+try:
+    with interruptible(), ray_session():
+        connect()
+        print("went on")
+finally:
+    time.sleep(4)  # longer than the alarm of Ray's handler
 """
 
 
 def test_sigterm_while_connecting_is_not_lost(cluster: Cluster) -> None:
     command = [sys.executable, "-c", TERMINATED_WHILE_CONNECTING]
     done = run(command, RAY_ADDRESS=cluster.gcs, **cluster.environment())
+    assert done.returncode == FAILED, done.stderr
     assert "codeparrot.errors.Interrupted: stopped by SIGTERM" in done.stderr
     assert "went on" not in done.stdout
 

@@ -79,6 +79,7 @@ def test_runs_in_the_object_store_are_listed_verified_and_exported(undisturbed: 
 
 
 @pytest.mark.faults
+@pytest.mark.xdist_group("pipeline")  # one undisturbed run serves both
 def test_a_killed_run_continues_to_the_same_weights_wherever_it_was_killed(
     machine: Machine, undisturbed: Machine
 ) -> None:
@@ -139,6 +140,7 @@ def test_a_killed_run_continues_to_the_same_weights_wherever_it_was_killed(
 
 
 @pytest.mark.faults
+@pytest.mark.xdist_group("pipeline")  # one undisturbed run serves both
 def test_a_killed_worker_costs_a_restart_and_not_the_result_and_all_listeners_are_on_loopback(
     machine: Machine, undisturbed: Machine
 ) -> None:

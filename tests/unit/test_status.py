@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from ray_jobs import status
+from ray_jobs.progress import MIN_RATE_SECONDS
 from ray_jobs.status import Status
 from ray_jobs.train import Told, _watch
 
@@ -33,7 +34,7 @@ def test_the_file_tells_stage_steps_and_checkpoint(tmp_path: Path) -> None:
     assert json.loads(path.read_text())["step"] is None
     watched.begin("train")
     watched.observe(STEP, 700)
-    time.sleep(0.01)
+    time.sleep(MIN_RATE_SECONDS)
     watched.observe({**STEP, "step": 40}, 700)
     watched.observe({"kind": "checkpoint", "step": 30, "seconds": 1.0}, 700)
     told = json.loads(path.read_text())
