@@ -14,6 +14,7 @@ Nothing here imports ray or kubernetes, so every piece runs in a plain test or u
     documents          one source file; how bytes become one
     licenses           SPDX expressions from metadata, and allow-lists
     sources/           where documents come from: packages, directory
+    generated          files that no person wrote, or that are others'
     filters            what a model should not learn from, and why
     dedup              of documents that say the same, one stays
     splits             train and validation, by repository

@@ -71,7 +71,8 @@ def run(work: Work) -> Output:
 
 def _judge_shard(name: str, *, uri: str, raw: Manifest, settings: CurateSettings, seed: int) -> list[Verdict]:
     documents = [Document(**row) for row in from_parquet(raw.read(open_storage(uri), name)).to_pylist()]
-    needed = settings.filters.min_characters_per_token is not None
+    languages = {document.language for document in documents}
+    needed = any(settings.filters.of(language).min_characters_per_token is not None for language in languages)
     lengths: Any = gpt2_encoder().encode([document.content for document in documents])[1] if needed else []
     verdicts = []
     for index, document in enumerate(documents):

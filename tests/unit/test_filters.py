@@ -12,6 +12,7 @@ from codeparrot.filters import (
     FilterSettings,
     LicenseSettings,
     alphanumeric_fraction,
+    comment_fraction,
     num_assignments,
     reject,
     reject_license,
@@ -265,3 +266,88 @@ def test_an_allow_list_holds_licence_identifiers_only(name: str) -> None:
 def test_wrong_thresholds_are_refused(key: str, value: float) -> None:
     with pytest.raises(ConfigError, match=f"  {key}: "):
         validate(FilterSettings, {key: value}, "run.yaml")
+
+
+def test_filters_that_the_original_did_not_have_are_off_as_they_come() -> None:
+    settings = FilterSettings()
+    assert settings.min_comment_fraction is None
+    assert settings.max_comment_fraction is None
+    assert (settings.syntax, settings.generated, settings.vendored) == (False, False, False)
+
+
+@pytest.mark.parametrize(
+    ("content", "prose"),
+    [
+        ("x = 1\n", ""),
+        ("x = 1  # one\n", "# one"),
+        ("x = '# no'\n", ""),
+        ('x = "\\"# no"\n', ""),
+        ('"""A module."""\n', '"""A module."""'),
+        ("def f():\n    '''One.\n\n    # Two.\n    '''\n", "    '''One.\n\n    # Two.\n    '''"),
+        ('x = """# a\n# value"""\n', ""),
+        ('"""never ends\nx = 1\n', '"""never ends\nx = 1\n'),
+        ("x = 'never ends # no\n# yes\n", "# yes"),
+    ],
+)
+def test_prose_is_comments_and_docstrings(content: str, prose: str) -> None:
+    assert comment_fraction(content) == len(prose) / len(content)
+
+
+def test_comments_may_be_too_few_or_too_many() -> None:
+    assert comment_fraction("") == 0
+    assert verdict("x = 1", min_comment_fraction=0.01) == "few_comments"
+    assert verdict("# x = 1", max_comment_fraction=0.8) == "mostly_comments"
+    assert verdict("x = 1  # 1", min_comment_fraction=0.01, max_comment_fraction=0.8) is None
+    assert verdict("x = 1", min_comment_fraction=0.01, path="a.pyx") is None, "for Python alone"
+
+
+@pytest.mark.parametrize(
+    "text", ['"""\\' * 100_000, "'''a'" * 100_000, '"\\' * 100_000, "#" * 300_000, '"""a"""\\' * 50_000]
+)
+def test_no_text_makes_counting_comments_slow(text: str) -> None:
+    """Quadratic if the end of a string were looked for anew at every quote: longer than a test may take."""
+    assert 0 <= comment_fraction(text) <= 1
+
+
+@pytest.mark.parametrize("content", ["def f(:\n", "x = = 1", "print 'python 2'", "(" * 10_000, "if x:\npass"])
+def test_python_that_cannot_be_parsed(content: str) -> None:
+    assert verdict(content, syntax=True) == "syntax_error"
+    assert verdict(content, syntax=True, path="a.pyx") is None, "for Python alone"
+
+
+def test_python_that_python_warns_of_is_still_python() -> None:
+    assert verdict("x = 1 is 1\ny = '\\d'\n", syntax=True) is None
+
+
+def test_generated_and_vendored_files() -> None:
+    assert verdict("# @generated\n", generated=True) == "generated"
+    assert verdict(CODE, generated=True, path="a_pb2.py") == "generated"
+    assert verdict(CODE, vendored=True, path="pip/_vendor/a.py") == "vendored"
+    assert verdict(CODE, generated=True, vendored=True) is None
+
+
+def test_a_language_may_have_other_thresholds_and_keeps_the_rest() -> None:
+    only: dict[str, Any] = {
+        "max_line_length": 5,
+        "max_mean_line_length": 100.0,
+        "by_language": {"Cython": {"max_line_length": 50}},
+    }
+    assert verdict("x = 12345\n", **only) == "long_line"
+    assert verdict("x = 12345\n", path="a.pyx", **only) is None
+    assert verdict("x = 12345\n" * 9 + "y" * 2000, path="a.pyx", **only) == "long_line"
+    off: dict[str, Any] = {"max_line_length": 5, "by_language": {"Python": {"max_line_length": None}}}
+    assert verdict("x = 12345\n", **off) is None
+
+
+def test_a_threshold_that_is_named_differs_from_one_that_is_not() -> None:
+    """What decides whether a stage runs again must tell them apart, also where the value is the default."""
+    named = FilterSettings.model_validate({"max_line_length": 5, "by_language": {"Python": {"max_line_length": 1000}}})
+    bare = FilterSettings.model_validate({"max_line_length": 5, "by_language": {"Python": {}}})
+    assert named.model_dump()["by_language"] == {"Python": {"max_line_length": 1000}}
+    assert bare.model_dump()["by_language"] == {"Python": {}}
+    assert FilterSettings.model_validate(named.model_dump()) == named
+
+
+def test_a_wrong_threshold_of_a_language_names_its_place() -> None:
+    with pytest.raises(ConfigError, match=r"by_language\.Python\.max_line_lenght: unknown key"):
+        validate(FilterSettings, {"by_language": {"Python": {"max_line_lenght": 5}}}, "recipe")
