@@ -17,6 +17,7 @@ Nothing here imports ray or kubernetes, so every piece runs in a plain test or u
     generated          files that no person wrote, or that are others'
     filters            what a model should not learn from, and why
     dedup              of documents that say the same, one stays
+    near_dedup         of documents that say nearly the same, one stays
     splits             train and validation, by repository
     tokenizer          byte-level BPE, trained and applied in bulk
     packing            documents to rows, with a ledger that balances

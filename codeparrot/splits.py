@@ -12,6 +12,7 @@ from pydantic import Field
 from codeparrot.draws import uniform
 from codeparrot.errors import EmptyCorpusError
 from codeparrot.filters import FilterSettings, LicenseSettings
+from codeparrot.near_dedup import NearDedupSettings
 from codeparrot.settings import Settings
 
 SPLITS = ("train", "validation")
@@ -24,6 +25,8 @@ class CurateSettings(Settings):
     filters: FilterSettings = FilterSettings()
     exact_dedup: bool = True
     """Keep one of every set of exact duplicates."""
+    near_dedup: NearDedupSettings | None = None
+    """Keep one of every set of near duplicates; `{}` takes the defaults."""
     validation_fraction: float = Field(default=0.05, gt=0, lt=1)
     """Expected share of repositories in the validation split."""
     split_by: Literal["repository", "document"] = "repository"

@@ -9,6 +9,7 @@ The only place that imports ray. In the order of the flow:
     cluster           Ray itself: connecting, room for workers, work spread with Ray Data
     tally             documents and bytes, kept and rejected
     collect           sources -> raw documents
+    near_duplicates   near duplicates of a whole corpus, compared side by side
     curate            raw -> curated, split documents
     train_tokenizer   curated -> tokenizer
     pack              curated + tokenizer -> packed rows

@@ -1,7 +1,8 @@
-"""Raw to curated documents, split: licences and filters, then exact duplicates, then the split by repository.
+"""Raw to curated documents, split: licences and filters, then exact and near duplicates, then the split by repository.
 
-Two passes over the shards. The first judges every document on its own and returns a key for each that passes; the
-driver then knows which of the duplicates stays and which repositories are held out; the second writes the splits.
+Two passes over the shards. The first judges every document on its own and returns keys for each that passes; the
+driver then knows which of the duplicates stays, near ones compared by tasks of their own (`ray_jobs.near_duplicates`),
+and which repositories are held out; the second writes the splits.
 """
 
 import heapq
@@ -11,15 +12,19 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
+import numpy as np
+
 from codeparrot.dedup import content_key, exact_duplicates
 from codeparrot.documents import Document, from_parquet, to_parquet
 from codeparrot.draws import uniform
 from codeparrot.errors import EmptyCorpusError
 from codeparrot.filters import reject, reject_license
 from codeparrot.manifest import File, Manifest, write_file
+from codeparrot.near_dedup import Removal, band_keys
 from codeparrot.splits import SPLITS, CurateSettings, validation_units
 from codeparrot.storage import open_storage
 from codeparrot.tokenizer import gpt2_encoder
+from ray_jobs import near_duplicates
 from ray_jobs.cluster import spread
 from ray_jobs.progress import size
 from ray_jobs.stage import Output, Stage, Work, main, stage_settings
@@ -27,6 +32,7 @@ from ray_jobs.tally import Tally
 
 EXCERPT_CHARACTERS = 2000
 DUPLICATE = "exact_duplicate"
+NEAR_DUPLICATE = "near_duplicate"
 
 
 @dataclass(frozen=True)
@@ -40,6 +46,8 @@ class Verdict:
     preference: tuple[Any, ...]
     """Of duplicates the smallest stays: known licence first, then by id."""
     key: bytes
+    bands: bytes
+    """`num_bands` keys of 8 bytes, if near duplicates are looked for and the document passed."""
 
 
 @dataclass(frozen=True)
@@ -61,12 +69,18 @@ def run(work: Work) -> Output:
     names = raw.names("part-")
     judge = partial(_judge_shard, uri=work.storage.uri, raw=raw, settings=settings, seed=seed)
     verdicts = spread("curate: judge", names, judge)
-    placements = _decide(names, verdicts, settings, seed)
+    reasons, removals, near = _duplicates(work, names, verdicts)
+    placements = _decide(names, verdicts, reasons, settings, seed)
     place = partial(
         _write_shard, uri=work.storage.uri, folder=work.attempt.folder, raw=raw, settings=settings, seed=seed
     )
     written = spread("curate: write", placements, place)
-    return _gather(work, written)
+    files, counts = _gather(work, written)
+    if settings.near_dedup is None:
+        return files, counts
+    ids = [verdict.document for shard in verdicts for verdict in shard]
+    audit = work.attempt.write("near_duplicates.parquet", near_duplicates.audit(removals, ids))
+    return [*files, audit], {**counts, "near_dedup": near}
 
 
 def _judge_shard(name: str, *, uri: str, raw: Manifest, settings: CurateSettings, seed: int) -> list[Verdict]:
@@ -74,28 +88,77 @@ def _judge_shard(name: str, *, uri: str, raw: Manifest, settings: CurateSettings
     languages = {document.language for document in documents}
     needed = any(settings.filters.of(language).min_characters_per_token is not None for language in languages)
     lengths: Any = gpt2_encoder().encode([document.content for document in documents])[1] if needed else []
-    verdicts = []
-    for index, document in enumerate(documents):
-        reason = reject_license(document, settings.licenses) or reject(
-            document, settings.filters, seed=seed, num_tokens=partial(_length, lengths, index)
+    reasons = [
+        reject_license(document, settings.licenses)
+        or reject(document, settings.filters, seed=seed, num_tokens=partial(_length, lengths, index))
+        for index, document in enumerate(documents)
+    ]
+    bands = [b""] * len(documents)
+    if settings.near_dedup is not None:
+        passed = [index for index, reason in enumerate(reasons) if reason is None]
+        keys = band_keys([documents[index].content for index in passed], settings.near_dedup)
+        for index, row in zip(passed, keys, strict=True):
+            bands[index] = row.tobytes()
+    return [
+        Verdict(
+            repository=document.repository,
+            document=document.id,
+            reason=reason,
+            preference=(document.license is None, document.id),
+            key=content_key(document.content),
+            bands=own,
         )
-        preference = (document.license is None, document.id)
-        verdicts.append(Verdict(document.repository, document.id, reason, preference, content_key(document.content)))
-    return verdicts
+        for document, reason, own in zip(documents, reasons, bands, strict=True)
+    ]
 
 
 def _length(lengths: Any, index: int) -> int:
     return int(lengths[index])
 
 
-def _decide(names: list[str], verdicts: list[list[Verdict]], settings: CurateSettings, seed: int) -> list[Placement]:
+def _duplicates(
+    work: Work, names: list[str], verdicts: list[list[Verdict]]
+) -> tuple[list[str | None], list[Removal], dict[str, Any]]:
+    """The reasons of all documents, those for duplicates included; the near ones that go, and counts of them."""
+    settings = work.recipe.curate
     flat = [verdict for shard in verdicts for verdict in shard]
     reasons = [verdict.reason for verdict in flat]
     if settings.exact_dedup:
-        passed = [index for index, reason in enumerate(reasons) if reason is None]
-        twins = exact_duplicates([flat[i].key for i in passed], [flat[i].preference for i in passed])
-        for twin in twins:
+        passed = _passed(reasons)
+        for twin in exact_duplicates([flat[i].key for i in passed], [flat[i].preference for i in passed]):
             reasons[passed[twin]] = DUPLICATE
+    if settings.near_dedup is None:
+        return reasons, [], {}
+    passed = _passed(reasons)
+    everywhere = [(name, row) for name, shard in zip(names, verdicts, strict=True) for row in range(len(shard))]
+    found, counts = near_duplicates.find(
+        [everywhere[index] for index in passed],
+        np.frombuffer(b"".join(flat[i].bands for i in passed), np.uint64).reshape(
+            len(passed), settings.near_dedup.num_bands
+        ),
+        [flat[index].preference for index in passed],
+        uri=work.storage.uri,
+        raw=work.inputs["raw"],
+        settings=settings.near_dedup,
+    )
+    removals = [Removal(passed[near.index], passed[near.kept], near.similarity) for near in found]
+    for removal in removals:
+        reasons[removal.index] = NEAR_DUPLICATE
+    return reasons, removals, counts
+
+
+def _passed(reasons: list[str | None]) -> list[int]:
+    return [index for index, reason in enumerate(reasons) if reason is None]
+
+
+def _decide(
+    names: list[str],
+    verdicts: list[list[Verdict]],
+    reasons: list[str | None],
+    settings: CurateSettings,
+    seed: int,
+) -> list[Placement]:
+    flat = [verdict for shard in verdicts for verdict in shard]
     units = [_unit(verdict, settings) for verdict in flat]
     kept = [unit for unit, reason in zip(units, reasons, strict=True) if reason is None]
     if not kept:

@@ -1,0 +1,266 @@
+"""Near duplicates: MinHash nominates, the exact Jaccard similarity decides, and every removal can be justified.
+
+A document is the set of its shingles: `shingle_words` consecutive words, as 64-bit hashes. Documents that share a band
+of their MinHash signatures are candidates. In the order of preference, each candidate is compared with those that were
+kept before it: it goes if its similarity to one of them reaches the threshold, and is kept otherwise. So whatever goes
+has a kept document that is as similar as was asked for (in a chain A~B~C whose ends differ, B goes and C stays), the
+result does not depend on the order in which documents come, and a thousand copies cost a thousand comparisons.
+
+Signatures: one-permutation hashing (Li, Owen, Zhang 2012) with optimal densification (Shrivastava 2017): one hash per
+shingle instead of one per shingle and permutation, with the same expectation. Bands: Leskovec, Rajaraman, Ullman,
+"Mining of Massive Datasets", 3.4. Words are hashed from prefix sums over a polynomial modulo 2^64, so that no character
+and no word passes through Python.
+"""
+
+import itertools
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from functools import cache
+from typing import Annotated
+
+import numpy as np
+import numpy.typing as npt
+from pydantic import Field, PositiveInt, model_validator
+
+from codeparrot.settings import Settings
+
+Hashes = npt.NDArray[np.uint64]
+Indices = npt.NDArray[np.int64]
+
+CHUNK_BYTES = 250_000
+"""Text whose words are hashed at once: so much that the arrays, 8 bytes per byte, stay in a cache of the processor."""
+NUM_BINS = 256
+BIN_BITS = 8
+VALUE_BITS = 32
+MAX_DOCUMENTS = 1 << (64 - BIN_BITS - VALUE_BITS)
+NUM_PROBES = 64
+EMPTY = np.uint64(1 << VALUE_BITS)
+"""No value of a bin: those have 32 bits."""
+
+
+class NearDedupSettings(Settings):
+    """What counts as nearly the same."""
+
+    threshold: Annotated[float, Field(gt=0, le=1)] = 0.85
+    """Jaccard similarity of the sets of shingles from which two documents are near duplicates."""
+    shingle_words: PositiveInt = 5
+    """Consecutive words that are one shingle."""
+    min_words: PositiveInt = 10
+    """Shorter documents are not compared: they would be similar by chance."""
+    num_bands: PositiveInt = 25
+    """Documents that agree in one band are compared. Each costs 8 bytes of memory per document."""
+    rows_per_band: PositiveInt = 10
+    """Values of the signature per band. More: fewer comparisons, and more near duplicates that are missed."""
+
+    @model_validator(mode="after")
+    def _fit(self) -> "NearDedupSettings":
+        if self.num_bands * self.rows_per_band > NUM_BINS:
+            raise ValueError(
+                f"num_bands x rows_per_band must be <= {NUM_BINS}, the length of a signature, "
+                f"got {self.num_bands} x {self.rows_per_band}"
+            )
+        return self
+
+    def catch_probability(self, similarity: float) -> float:
+        """The chance that two documents of this similarity are compared: 1 - (1 - s^rows)^bands."""
+        return float(1 - (1 - similarity**self.rows_per_band) ** self.num_bands)
+
+
+@dataclass(frozen=True)
+class Removal:
+    """One near duplicate that goes."""
+
+    index: int
+    kept: int
+    """The index of the document that stands for it."""
+    similarity: float
+    """Jaccard, of the sets of shingles."""
+
+
+@cache
+def _draws(purpose: int, *shape: int) -> Hashes:
+    """Odd 64-bit numbers that never change."""
+    return np.random.Generator(np.random.PCG64(purpose)).integers(0, 2**64, shape, np.uint64) | np.uint64(1)
+
+
+@cache
+def _is_word() -> npt.NDArray[np.bool_]:
+    """Whether a byte of UTF-8 belongs to a word: ASCII letters, digits, the underscore, and all that is not ASCII."""
+    return np.array([byte >= 0x80 or chr(byte).isalnum() or byte == ord("_") for byte in range(256)])
+
+
+def shingles(texts: Sequence[str], settings: NearDedupSettings) -> tuple[Hashes, Indices]:
+    """The hashes of all shingles, with repetitions, and the number of the document that each comes from, ascending.
+
+    Documents of fewer than `min_words` words have none.
+    """
+    found, start = [], 0
+    while start < len(texts):
+        size, stop = 0, start
+        data = []
+        while stop < len(texts) and (stop == start or size < CHUNK_BYTES):
+            data.append(texts[stop].encode())
+            size += len(data[-1]) + 1
+            stop += 1
+        hashes, owners = _shingles_of(data, settings)
+        found.append((hashes, owners + start))
+        start = stop
+    if not found:
+        return np.empty(0, np.uint64), np.empty(0, np.int64)
+    return np.concatenate([hashes for hashes, _ in found]), np.concatenate([owners for _, owners in found])
+
+
+def _shingles_of(data: Sequence[bytes], settings: NearDedupSettings) -> tuple[Hashes, Indices]:
+    joined = np.frombuffer(b"\n".join(data) + b"\n", np.uint8)
+    ends = np.cumsum([len(text) + 1 for text in data])
+    inside = np.concatenate([[False], _is_word()[joined]])
+    begins = np.flatnonzero(inside[1:] & ~inside[:-1])
+    stops = np.flatnonzero(~inside[1:] & inside[:-1])
+    words = _word_hashes(joined, begins, stops)
+    owners = np.searchsorted(ends, begins, side="right")
+    enough = np.bincount(owners, minlength=len(data)) >= settings.min_words
+    width = settings.shingle_words
+    num_shingles = max(0, len(words) - width + 1)
+    mixed = np.zeros(num_shingles, np.uint64)
+    for place, factor in enumerate(_draws(2, width)):
+        mixed += words[place : place + num_shingles] * factor
+    first, last = owners[:num_shingles], owners[width - 1 : width - 1 + num_shingles]
+    whole = (first == last) & enough[first]
+    return _mix(mixed[whole]), first[whole]
+
+
+def _word_hashes(joined: npt.NDArray[np.uint8], begins: Indices, stops: Indices) -> Hashes:
+    """Of every word, sum(c_j * B^j) with j from its first byte: a difference of prefix sums times B^-begin."""
+    base = int(_draws(0, 1)[0])
+    length = len(joined) + 1
+    powers, inverses = _powers(base, length), _powers(pow(base, -1, 2**64), length)
+    sums = np.zeros(length, np.uint64)
+    np.cumsum(_draws(1, 256)[joined] * powers[:-1], out=sums[1:])
+    return _mix((sums[stops] - sums[begins]) * inverses[begins])
+
+
+_known_powers: dict[int, Hashes] = {}
+
+
+def _powers(base: int, length: int) -> Hashes:
+    """base^0 .. base^(length-1), modulo 2^64."""
+    known = _known_powers.get(base)
+    if known is None or len(known) < length:
+        factors = np.full(length, base, np.uint64)
+        factors[0] = 1
+        known = _known_powers[base] = np.cumprod(factors, dtype=np.uint64)
+    return known[:length]
+
+
+def _mix(hashes: Hashes) -> Hashes:
+    """Spread over all 64 bits (the finaliser of SplitMix64, Steele, Lea, Flood 2014)."""
+    hashes = (hashes ^ (hashes >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    hashes = (hashes ^ (hashes >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return hashes ^ (hashes >> np.uint64(31))
+
+
+def signatures(hashes: Hashes, owners: Indices, num_documents: int) -> Hashes:
+    """(num_documents, 256) values of 32 bits, the smallest hash of each bin. Documents without shingles: all EMPTY."""
+    assert num_documents <= MAX_DOCUMENTS, "sign shards one by one"
+    table = np.full(num_documents * NUM_BINS, EMPTY, np.uint64)
+    ordered = np.sort((owners.astype(np.uint64) << np.uint64(VALUE_BITS + BIN_BITS)) | (hashes >> np.uint64(24)))
+    bins = ordered >> np.uint64(VALUE_BITS)
+    first = np.ones(len(bins), np.bool_)
+    first[1:] = bins[1:] != bins[:-1]
+    table[bins[first].astype(np.int64)] = ordered[first] & np.uint64(2**VALUE_BITS - 1)
+    return _dense(table.reshape(num_documents, NUM_BINS))
+
+
+def _dense(table: Hashes) -> Hashes:
+    """Fill every empty bin from another, which bins are tried in an order that is the bin's own."""
+    filled = table.copy()
+    open_rows = np.flatnonzero((table == EMPTY).any(axis=1) & (table != EMPTY).any(axis=1))
+    for sources in _draws(3, NUM_PROBES, NUM_BINS) >> np.uint64(64 - BIN_BITS):
+        if not len(open_rows):
+            return filled
+        part = filled[open_rows]
+        part = np.where(part == EMPTY, table[open_rows][:, sources.astype(np.int64)], part)
+        filled[open_rows] = part
+        open_rows = open_rows[(part == EMPTY).any(axis=1)]
+    for row in open_rows:  # a document of very few shingles that no probe has met
+        values = table[row][table[row] != EMPTY]
+        gaps = np.flatnonzero(filled[row] == EMPTY)
+        filled[row, gaps] = values[gaps % len(values)]
+    return filled
+
+
+def band_keys(texts: Sequence[str], settings: NearDedupSettings) -> Hashes:
+    """(len(texts), num_bands): documents with an equal key in a column are candidates. 0: the document is too short."""
+    table = signatures(*shingles(texts, settings), len(texts))
+    width, bands = settings.rows_per_band, settings.num_bands
+    values = table[:, : bands * width].reshape(len(texts), bands, width)
+    keys: Hashes = _mix((values * _draws(4, bands, width)).sum(axis=2, dtype=np.uint64)) | np.uint64(1)
+    keys[(table == EMPTY).all(axis=1)] = 0
+    return keys
+
+
+def components(keys: Hashes) -> list[Indices]:
+    """Groups of documents that candidates connect, each of two or more, ascending: what can be decided on its own."""
+    labels = np.arange(len(keys))
+    for column in keys.T:
+        order = np.argsort(column, kind="stable")
+        equal = (column[order[1:]] == column[order[:-1]]) & (column[order[1:]] != 0)
+        labels = _join(labels, order[:-1][equal], order[1:][equal])
+    order = np.argsort(labels, kind="stable")
+    starts = np.flatnonzero(np.diff(labels[order], prepend=-1))
+    return [group for group in np.split(order, starts[1:]) if len(group) > 1] if len(order) else []
+
+
+def _join(labels: Indices, left: Indices, right: Indices) -> Indices:
+    """Labels after these pairs are joined: in every group that of its smallest member."""
+    while True:
+        a, b = labels[left], labels[right]
+        differ = a != b
+        if not differ.any():
+            return labels
+        left, right, a, b = left[differ], right[differ], a[differ], b[differ]
+        parents = np.arange(len(labels))
+        np.minimum.at(parents, np.maximum(a, b), np.minimum(a, b))
+        while True:
+            grand = parents[parents]
+            if (grand == parents).all():
+                break
+            parents = grand
+        labels = parents[labels]
+
+
+def near_duplicates(
+    documents: Iterable[int], keys: Hashes, shingles_of: Callable[[int], Hashes], threshold: float
+) -> list[Removal]:
+    """Which of the documents go. The order of `documents` is that of preference; `keys[i]` are those of document i.
+
+    `shingles_of(i)` gives the sorted, distinct shingles of document i.
+    """
+    kept_in: dict[tuple[int, int], list[int]] = {}
+    sets: dict[int, Hashes] = {}
+    removed = []
+    for index in documents:
+        places = [(band, int(key)) for band, key in enumerate(keys[index]) if key]
+        rivals = sorted({kept for place in places for kept in kept_in.get(place, ())})
+        own = shingles_of(index)
+        best = max(((jaccard(own, sets[rival]), -rival) for rival in rivals), default=(0.0, 0))
+        if rivals and best[0] >= threshold:
+            removed.append(Removal(index, -best[1], best[0]))
+        else:
+            sets[index] = own
+            for place in places:
+                kept_in.setdefault(place, []).append(index)
+    return removed
+
+
+def jaccard(first: Hashes, second: Hashes) -> float:
+    """|A and B| / |A or B| of two sorted arrays of distinct hashes; 0 if both are empty."""
+    total = len(first) + len(second)
+    common = len(np.intersect1d(first, second, assume_unique=True))
+    return common / (total - common) if total else 0.0
+
+
+def distinct(hashes: Hashes, owners: Indices, num_documents: int) -> list[Hashes]:
+    """The sorted, distinct shingles of every document."""
+    borders = np.searchsorted(owners, np.arange(num_documents + 1))
+    return [np.unique(hashes[begin:end]) for begin, end in itertools.pairwise(borders)]

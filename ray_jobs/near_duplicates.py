@@ -1,0 +1,150 @@
+"""Near duplicates of a whole corpus: groups of candidates are compared side by side, each by one task of Ray.
+
+The driver holds the band keys of all documents, 200 bytes each by default; the tasks that compare texts read them.
+"""
+
+import io
+import logging
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import numpy as np
+
+from codeparrot.documents import PARQUET_COMPRESSION, from_parquet
+from codeparrot.manifest import Manifest
+from codeparrot.near_dedup import (
+    Hashes,
+    NearDedupSettings,
+    Removal,
+    components,
+    distinct,
+    near_duplicates,
+    shingles,
+)
+from codeparrot.storage import open_storage
+from ray_jobs.cluster import spread
+
+logger = logging.getLogger(__name__)
+
+BATCH_DOCUMENTS = 1000
+GIANT_GROUP = 10_000
+"""Documents in one group from which a person should look at them: one task holds their texts."""
+SHOWN_SIMILARITIES = (0.7, 0.8, 0.85, 0.9, 0.95)
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A document that may be a near duplicate, or have one."""
+
+    index: int
+    shard: str
+    row: int
+    """Its place in the shard."""
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Groups of candidates for one task, each in the order of preference."""
+
+    groups: list[list[Candidate]]
+    keys: list[Hashes]
+    """For each group, (len(group), num_bands)."""
+
+
+def find(
+    places: Sequence[tuple[str, int]],
+    keys: Hashes,
+    preference: Sequence[tuple[Any, ...]],
+    *,
+    uri: str,
+    raw: Manifest,
+    settings: NearDedupSettings,
+) -> tuple[list[Removal], dict[str, Any]]:
+    """Which documents go, and counts for the manifest.
+
+    Of document i, `places[i]` is its shard and its row there, `keys[i]` are its bands, and of near duplicates the one
+    with the smallest `preference[i]` stays.
+    """
+    curve = "  ".join(f"{100 * settings.catch_probability(s):.1f} % at {s}" for s in SHOWN_SIMILARITIES)
+    logger.info("curate: near     pairs that are compared, by similarity: %s", curve)
+    groups = [sorted(group.tolist(), key=lambda index: preference[index]) for group in components(keys)]
+    largest = max(map(len, groups), default=0)
+    if largest > GIANT_GROUP:
+        logger.warning(
+            "curate: near     a group of %s documents may be near duplicates of each other; look at their audit rows "
+            "(near_duplicates.parquet), or raise curate.near_dedup.rows_per_band",
+            f"{largest:,}",
+        )
+    compare = partial(_compare, uri=uri, raw=raw, settings=settings)
+    found = spread("curate: near", _batches(groups, places, keys), compare, "groups")
+    removals = sorted((removal for part in found for removal in part), key=lambda removal: removal.index)
+    return removals, {"num_groups": len(groups), "num_compared": sum(map(len, groups)), "largest_group": largest}
+
+
+def _batches(groups: Sequence[list[int]], places: Sequence[tuple[str, int]], keys: Hashes) -> list[Batch]:
+    batches: list[Batch] = []
+    room = 0
+    for group in groups:
+        if room < len(group):
+            batches.append(Batch([], []))
+            room = BATCH_DOCUMENTS
+        batches[-1].groups.append([Candidate(index, *places[index]) for index in group])
+        batches[-1].keys.append(keys[group])
+        room -= len(group)
+    return batches
+
+
+def _compare(batch: Batch, *, uri: str, raw: Manifest, settings: NearDedupSettings) -> list[Removal]:
+    texts = _texts(batch, uri, raw)
+    removals = []
+    for group, keys in zip(batch.groups, batch.keys, strict=True):
+        sets = distinct(*shingles([texts[candidate.index] for candidate in group], settings), len(group))
+        for removal in near_duplicates(range(len(group)), keys, sets.__getitem__, settings.threshold):
+            index, kept = group[removal.index].index, group[removal.kept].index
+            removals.append(Removal(index, kept, removal.similarity))
+    return removals
+
+
+def _texts(batch: Batch, uri: str, raw: Manifest) -> dict[int, str]:
+    wanted = defaultdict(list)
+    for group in batch.groups:
+        for candidate in group:
+            wanted[candidate.shard].append(candidate)
+    storage, texts = open_storage(uri), {}
+    for shard, candidates in wanted.items():
+        column = from_parquet(raw.read(storage, shard), ["content"])["content"]
+        taken = column.take(np.array([candidate.row for candidate in candidates])).to_pylist()
+        texts.update({candidate.index: text for candidate, text in zip(candidates, taken, strict=True)})
+    return texts
+
+
+def audit(removals: Sequence[Removal], documents: Sequence[str]) -> bytes:
+    """A row for every document that goes, as Parquet: what it is, what stays for it, how similar they are.
+
+    `documents` are the ids (source, repository and path, joined by NUL) of all documents, by index.
+    """
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    columns: dict[str, list[Any]] = defaultdict(list)
+    for removal in removals:
+        for which, index in (("removed", removal.index), ("kept", removal.kept)):
+            for name, value in zip(("source", "repository", "path"), documents[index].split("\0"), strict=True):
+                columns[f"{which}_{name}"].append(value)
+        columns["jaccard"].append(removal.similarity)
+    fields = [
+        pa.field(f"{which}_{name}", pa.string())
+        for which in ("removed", "kept")
+        for name in ("source", "repository", "path")
+    ]
+    schema = pa.schema([*fields, pa.field("jaccard", pa.float64())])
+    sink = io.BytesIO()
+    pq.write_table(
+        pa.Table.from_pydict({name: columns[name] for name in schema.names}, schema),
+        sink,
+        compression=PARQUET_COMPRESSION,
+    )
+    return sink.getvalue()
