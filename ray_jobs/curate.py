@@ -7,7 +7,7 @@ and which repositories are held out; the second writes the splits.
 
 import heapq
 import json
-from collections import defaultdict
+from collections import Counter, defaultdict
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -33,6 +33,8 @@ from ray_jobs.tally import Tally
 EXCERPT_CHARACTERS = 2000
 DUPLICATE = "exact_duplicate"
 NEAR_DUPLICATE = "near_duplicate"
+ORIGIN = ("source", "repository", "revision", "license")
+"""Whom a document is owed to: a line of the attribution list for each."""
 
 
 @dataclass(frozen=True)
@@ -190,6 +192,8 @@ class Written:
     files: list[File]
     tallies: dict[str, Tally]
     samples: dict[str, list[Sample]]
+    origins: Counter[tuple[str | None, ...]]
+    """Documents kept, by `ORIGIN`."""
 
 
 def _write_shard(
@@ -199,7 +203,7 @@ def _write_shard(
 
     storage = open_storage(uri)
     table = from_parquet(raw.read(storage, placement.name))
-    written = Written([], {split: Tally() for split in SPLITS}, {})
+    written = Written([], {split: Tally() for split in SPLITS}, {}, Counter())
     for split in SPLITS:
         here = [
             reason is None and where == split for reason, where in zip(placement.reasons, placement.splits, strict=True)
@@ -207,6 +211,7 @@ def _write_shard(
         part = table.filter(pa.array(here))
         for row in part.drop_columns(["content"]).to_pylist():
             written.tallies[split].keep(row["repository"], row["license"], row["size_bytes"])
+            written.origins[tuple(row[name] for name in ORIGIN)] += 1
         if part.num_rows:
             name = f"{split}/part-{placement.index:05d}.parquet"
             written.files.append(write_file(storage, folder, name, to_parquet(part)))
@@ -243,6 +248,7 @@ def _gather(work: Work, written: list[Written]) -> Output:
     lines = "".join(json.dumps(text, sort_keys=True) + "\n" for text in chosen)
     files = [file for shard in written for file in shard.files]
     files.append(work.attempt.write("rejected.jsonl", lines.encode()))
+    files.append(work.attempt.write("attribution.jsonl", _attribution(written)))
     splits = {
         split: {
             "num_documents": tally.num_documents,
@@ -264,6 +270,16 @@ def _gather(work: Work, written: list[Written]) -> Output:
         **both.counts(),
     }
     return files, counts
+
+
+def _attribution(written: list[Written]) -> bytes:
+    """Every repository that documents were kept from, with revision, licence and their number, as JSON lines."""
+    total: Counter[tuple[str | None, ...]] = Counter()
+    for shard in written:
+        total.update(shard.origins)
+    rows = sorted(total.items(), key=lambda item: tuple(part or "" for part in item[0]))
+    lines = (json.dumps({**dict(zip(ORIGIN, origin, strict=True)), "num_documents": count}) for origin, count in rows)
+    return "".join(line + "\n" for line in lines).encode()
 
 
 def summary(manifest: Manifest) -> tuple[str, str]:

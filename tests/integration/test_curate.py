@@ -33,6 +33,9 @@ def curated(machine: Machine, shard_bytes: int) -> tuple[set[str], list[dict[str
     kept = {row["path"] for name in names for row in from_parquet(manifest.read(storage, name), ["path"]).to_pylist()}
     audit = pq.read_table(io.BytesIO(manifest.read(storage, "near_duplicates.parquet"))).to_pylist()
     assert all(json.loads(line)["reason"] for line in manifest.read(storage, "rejected.jsonl").splitlines())
+    owed = [json.loads(line) for line in manifest.read(storage, "attribution.jsonl").splitlines()]
+    assert [row["repository"] for row in owed] == ["one", "three", "two"]
+    assert all(row["license"] == "MIT" and row["source"] == "directory" and row["num_documents"] == 1 for row in owed)
     return kept, audit, dict(manifest.counts)
 
 
