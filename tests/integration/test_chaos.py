@@ -1,8 +1,9 @@
 """Training that survives anything: the same small run, disturbed, ends with the weights of an undisturbed one.
 
 Everything is real: Ray, Ray Train's workers, the S3 server, the signals. Each test gets a copy of a store that holds
-the packed rows, so only training runs. `make chaos` repeats the first test with fifty kills. A killed driver, and bits
-that do not depend on a signal, are in test_pipeline.py, which disturbs every stage.
+the packed rows, so only training runs. The longest come first, since two run at a time. `make chaos` repeats the first
+test with fifty kills. A killed driver, and bits that do not depend on a signal, are in test_pipeline.py, which disturbs
+every stage.
 """
 
 import json
@@ -152,6 +153,70 @@ def test_workers_killed_at_random_moments_uploads_included(trainee: Machine, pac
     assert result(trainee) == result(alone)
 
 
+def train_on(cluster: Cluster, trainee: Machine, store: local_store.LocalStore) -> Process:
+    """The training stage, with enough steps to be disturbed in, on a cluster that runs already."""
+    command = [sys.executable, "-m", "ray_jobs.train", "--config", str(trainee.write_recipe())]
+    environment = {**store.environment(), **cluster.environment(), "CODEPARROT_STATE": str(trainee.state)}
+    return Process(command, {**environment, "RAY_ADDRESS": cluster.gcs})
+
+
+def test_a_cluster_that_is_stopped_and_another_that_continues(trainee: Machine, undisturbed: Trained) -> None:
+    with local_store.running(trainee.state / "store", "codeparrot") as store:
+        with ray_cluster(num_cpus=1) as cluster:
+            process = train_on(cluster, trainee, store)
+            process.wait_for("checkpoint in")
+            os.killpg(cluster.head.popen.pid, signal.SIGKILL)
+            assert process.wait() == FAILED, process.output
+            assert "Traceback" not in process.output
+        with ray_cluster(num_cpus=1) as another:
+            process = train_on(another, trainee, store)
+            assert process.wait() == SUCCESS, process.output
+    assert "resumed at step" in process.output
+    assert result(trainee) == undisturbed
+
+
+def test_a_drained_node_costs_no_step(trainee: Machine, packed: Path) -> None:
+    """Of three nodes with room for one worker each, one that has a worker gets SIGTERM, as from Kubernetes."""
+    trainee.values["train"] |= {
+        "max_steps": 500,
+        "resources_per_worker": {"CPU": 1},
+        "log_every_steps": 50,
+        "checkpoint": {"every_steps": NEVER},
+    }
+    with local_store.running(trainee.state / "store", "codeparrot") as store, ray_cluster(num_cpus=1) as cluster:
+        second = cluster.join(num_cpus=1)
+        process = train_on(cluster, trainee, store)
+        process.wait_for("training from step 0 on 2 workers")
+        third = cluster.join(num_cpus=1)
+        second.popen.terminate()
+        place = process.wait_for("a node is about to go")
+        saved = re.findall(r"step (\d+): checkpoint in", process.output)
+        assert len(saved) == 1, process.output
+        process.wait_for(f"resumed at step {saved[0]}/500", after=place)
+        assert process.wait() == SUCCESS, process.output
+        second.wait()
+        third.popen.terminate()
+        third.wait()
+    again = ready(trainee.folder / "again", packed)
+    again.values = trainee.values | {"train": trainee.values["train"] | {"resources_per_worker": {"CPU": 0.5}}}
+    again.run("train")
+    assert result(trainee) == result(again)
+
+
+def test_a_run_shrinks_with_its_cluster(trainee: Machine, undisturbed: Trained) -> None:
+    trainee.values["train"] |= {"min_workers": 1, "resources_per_worker": {"CPU": 1}}
+    with local_store.running(trainee.state / "store", "codeparrot") as store, ray_cluster(num_cpus=1) as cluster:
+        second = cluster.join(num_cpus=1)
+        process = train_on(cluster, trainee, store)
+        place = process.wait_for("training from step 0 on 2 workers")
+        os.killpg(second.popen.pid, signal.SIGKILL)
+        process.wait_for("on 1 workers", after=place)
+        assert process.wait() == SUCCESS, process.output
+    trained = result(trainee)
+    assert trained.rows == undisturbed.rows
+    assert trained.losses == pytest.approx(undisturbed.losses, rel=1e-5)
+
+
 def test_a_store_that_is_gone_for_a_minute_only_delays_the_end(trainee: Machine, undisturbed: Trained) -> None:
     """Training goes on without it; the last checkpoint waits."""
     folder = trainee.state / "store"
@@ -271,70 +336,6 @@ def test_stopped_by_a_signal_it_continues_at_the_same_step_with_fewer_workers_an
         assert 0 < place < NUM_STEPS
     process = trainee.run("train", "--set", "train.num_workers=4", "--set", NO_CHECKPOINTS)
     assert f"training from step {place} on 4 workers" in process.output
-    trained = result(trainee)
-    assert trained.rows == undisturbed.rows
-    assert trained.losses == pytest.approx(undisturbed.losses, rel=1e-5)
-
-
-def train_on(cluster: Cluster, trainee: Machine, store: local_store.LocalStore) -> Process:
-    """The training stage, with enough steps to be disturbed in, on a cluster that runs already."""
-    command = [sys.executable, "-m", "ray_jobs.train", "--config", str(trainee.write_recipe())]
-    environment = {**store.environment(), **cluster.environment(), "CODEPARROT_STATE": str(trainee.state)}
-    return Process(command, {**environment, "RAY_ADDRESS": cluster.gcs})
-
-
-def test_a_cluster_that_is_stopped_and_another_that_continues(trainee: Machine, undisturbed: Trained) -> None:
-    with local_store.running(trainee.state / "store", "codeparrot") as store:
-        with ray_cluster(num_cpus=1) as cluster:
-            process = train_on(cluster, trainee, store)
-            process.wait_for("checkpoint in")
-            os.killpg(cluster.head.popen.pid, signal.SIGKILL)
-            assert process.wait() == FAILED, process.output
-            assert "Traceback" not in process.output
-        with ray_cluster(num_cpus=1) as another:
-            process = train_on(another, trainee, store)
-            assert process.wait() == SUCCESS, process.output
-    assert "resumed at step" in process.output
-    assert result(trainee) == undisturbed
-
-
-def test_a_drained_node_costs_no_step(trainee: Machine, packed: Path) -> None:
-    """Of three nodes with room for one worker each, one that has a worker gets SIGTERM, as from Kubernetes."""
-    trainee.values["train"] |= {
-        "max_steps": 500,
-        "resources_per_worker": {"CPU": 1},
-        "log_every_steps": 50,
-        "checkpoint": {"every_steps": NEVER},
-    }
-    with local_store.running(trainee.state / "store", "codeparrot") as store, ray_cluster(num_cpus=1) as cluster:
-        second = cluster.join(num_cpus=1)
-        process = train_on(cluster, trainee, store)
-        process.wait_for("training from step 0 on 2 workers")
-        third = cluster.join(num_cpus=1)
-        second.popen.terminate()
-        place = process.wait_for("a node is about to go")
-        saved = re.findall(r"step (\d+): checkpoint in", process.output)
-        assert len(saved) == 1, process.output
-        process.wait_for(f"resumed at step {saved[0]}/500", after=place)
-        assert process.wait() == SUCCESS, process.output
-        second.wait()
-        third.popen.terminate()
-        third.wait()
-    again = ready(trainee.folder / "again", packed)
-    again.values = trainee.values | {"train": trainee.values["train"] | {"resources_per_worker": {"CPU": 0.5}}}
-    again.run("train")
-    assert result(trainee) == result(again)
-
-
-def test_a_run_shrinks_with_its_cluster(trainee: Machine, undisturbed: Trained) -> None:
-    trainee.values["train"] |= {"min_workers": 1, "resources_per_worker": {"CPU": 1}}
-    with local_store.running(trainee.state / "store", "codeparrot") as store, ray_cluster(num_cpus=1) as cluster:
-        second = cluster.join(num_cpus=1)
-        process = train_on(cluster, trainee, store)
-        place = process.wait_for("training from step 0 on 2 workers")
-        os.killpg(second.popen.pid, signal.SIGKILL)
-        process.wait_for("on 1 workers", after=place)
-        assert process.wait() == SUCCESS, process.output
     trained = result(trainee)
     assert trained.rows == undisturbed.rows
     assert trained.losses == pytest.approx(undisturbed.losses, rel=1e-5)
