@@ -29,6 +29,7 @@ Indices = npt.NDArray[np.int64]
 
 CHUNK_BYTES = 250_000
 """Text whose words are hashed at once: so much that the arrays, 8 bytes per byte, stay in a cache of the processor."""
+KEPT_POWERS = 2 * CHUNK_BYTES
 NUM_BINS = 256
 BIN_BITS = 8
 VALUE_BITS = 32
@@ -139,17 +140,18 @@ def _word_hashes(joined: npt.NDArray[np.uint8], begins: Indices, stops: Indices)
     return _mix((sums[stops] - sums[begins]) * inverses[begins])
 
 
-_known_powers: dict[int, Hashes] = {}
-
-
 def _powers(base: int, length: int) -> Hashes:
     """base^0 .. base^(length-1), modulo 2^64."""
-    known = _known_powers.get(base)
-    if known is None or len(known) < length:
-        factors = np.full(length, base, np.uint64)
-        factors[0] = 1
-        known = _known_powers[base] = np.cumprod(factors, dtype=np.uint64)
-    return known[:length]
+    if length <= KEPT_POWERS:
+        return _first_powers(base)[:length]
+    factors = np.full(length, base, np.uint64)
+    factors[0] = 1
+    return np.cumprod(factors, dtype=np.uint64)
+
+
+@cache
+def _first_powers(base: int) -> Hashes:
+    return _powers(base, KEPT_POWERS + 1)
 
 
 def _mix(hashes: Hashes) -> Hashes:

@@ -79,7 +79,7 @@ def test_documents_beyond_one_chunk_have_the_same_shingles() -> None:
     chance = random.Random(1)
     texts = [program([chance.randrange(50) for _ in range(chance.randrange(18_000))]) for _ in range(12)]
     assert sum(map(len, texts)) > 2 * CHUNK_BYTES
-    texts.append(program(range(CHUNK_BYTES // 8)))
+    texts.append(program(range(CHUNK_BYTES // 4)))
     together = sets_of(texts, DEFAULT)
     for text, hashes in zip(texts, together, strict=True):
         assert np.array_equal(hashes, sets_of([text], DEFAULT)[0])
