@@ -10,6 +10,7 @@ The only place that imports ray. In the order of the flow:
     tally             documents and bytes, kept and rejected
     collect           sources -> raw documents
     near_duplicates   near duplicates of a whole corpus, compared side by side
+    curate_shard      one shard in the two passes of curation
     curate            raw -> curated, split documents
     train_tokenizer   curated -> tokenizer
     pack              curated + tokenizer -> packed rows

@@ -1,80 +1,43 @@
 """Raw to curated documents, split: licences and filters, then exact and near duplicates, then the split by repository.
 
-Two passes over the shards. The first judges every document on its own and returns keys for each that passes; the
-driver then knows which of the duplicates stays, near ones compared by tasks of their own (`ray_jobs.near_duplicates`),
-and which repositories are held out; the second writes the splits.
+Two passes over the shards (`ray_jobs.curate_shard`). The first judges every document on its own and returns keys for
+each that passes; the driver then knows which of the duplicates stays, near ones compared by tasks of their own
+(`ray_jobs.near_duplicates`), and which repositories are held out; the second writes the splits.
 """
 
-import heapq
 import json
 from collections import Counter, defaultdict
-from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 import numpy as np
 
-from codeparrot.dedup import content_key, exact_duplicates
-from codeparrot.documents import Document, from_parquet, to_parquet
-from codeparrot.draws import uniform
+from codeparrot.dedup import exact_duplicates
 from codeparrot.errors import EmptyCorpusError
-from codeparrot.filters import reject, reject_license
-from codeparrot.manifest import File, Manifest, write_file
-from codeparrot.near_dedup import Removal, band_keys
+from codeparrot.manifest import Manifest
+from codeparrot.near_dedup import Removal
 from codeparrot.splits import SPLITS, CurateSettings, validation_units
-from codeparrot.storage import open_storage
-from codeparrot.tokenizer import gpt2_encoder
 from ray_jobs import near_duplicates
 from ray_jobs.cluster import spread
+from ray_jobs.curate_shard import ORIGIN, Placement, Sample, Verdict, Written, judge_shard, smallest, write_shard
 from ray_jobs.progress import size
 from ray_jobs.stage import Output, Stage, Work, main, stage_settings
 from ray_jobs.tally import Tally
 
-EXCERPT_CHARACTERS = 2000
 DUPLICATE = "exact_duplicate"
 NEAR_DUPLICATE = "near_duplicate"
-ORIGIN = ("source", "repository", "revision", "license")
-"""Whom a document is owed to: a line of the attribution list for each."""
-
-
-@dataclass(frozen=True)
-class Verdict:
-    """What the first pass says of one document."""
-
-    repository: str
-    document: str
-    """Its id."""
-    reason: str | None
-    preference: tuple[Any, ...]
-    """Of duplicates the smallest stays: known licence first, then by id."""
-    key: bytes
-    bands: bytes
-    """`num_bands` keys of 8 bytes, if near duplicates are looked for and the document passed."""
-
-
-@dataclass(frozen=True)
-class Placement:
-    """What the second pass does with one shard: a reason to reject, or a split, for every document."""
-
-    name: str
-    index: int
-    reasons: list[str | None]
-    splits: list[str]
-
-
-Sample = tuple[float, dict[str, str]]
 
 
 def run(work: Work) -> Output:
     """Judge, decide, write."""
     raw, settings, seed = work.inputs["raw"], work.recipe.curate, work.recipe.seed
     names = raw.names("part-")
-    judge = partial(_judge_shard, uri=work.storage.uri, raw=raw, settings=settings, seed=seed)
+    judge = partial(judge_shard, uri=work.storage.uri, raw=raw, settings=settings, seed=seed)
     verdicts = spread("curate: judge", names, judge)
     reasons, removals, near = _duplicates(work, names, verdicts)
     placements = _decide(names, verdicts, reasons, settings, seed)
     place = partial(
-        _write_shard, uri=work.storage.uri, folder=work.attempt.folder, raw=raw, settings=settings, seed=seed
+        write_shard, uri=work.storage.uri, folder=work.attempt.folder, raw=raw, settings=settings, seed=seed
     )
     written = spread("curate: write", placements, place)
     files, counts = _gather(work, written)
@@ -83,39 +46,6 @@ def run(work: Work) -> Output:
     ids = [verdict.document for shard in verdicts for verdict in shard]
     audit = work.attempt.write("near_duplicates.parquet", near_duplicates.audit(removals, ids))
     return [*files, audit], {**counts, "near_dedup": near}
-
-
-def _judge_shard(name: str, *, uri: str, raw: Manifest, settings: CurateSettings, seed: int) -> list[Verdict]:
-    documents = [Document(**row) for row in from_parquet(raw.read(open_storage(uri), name)).to_pylist()]
-    languages = {document.language for document in documents}
-    needed = any(settings.filters.of(language).min_characters_per_token is not None for language in languages)
-    lengths: Any = gpt2_encoder().encode([document.content for document in documents])[1] if needed else []
-    reasons = [
-        reject_license(document, settings.licenses)
-        or reject(document, settings.filters, seed=seed, num_tokens=partial(_length, lengths, index))
-        for index, document in enumerate(documents)
-    ]
-    bands = [b""] * len(documents)
-    if settings.near_dedup is not None:
-        passed = [index for index, reason in enumerate(reasons) if reason is None]
-        keys = band_keys([documents[index].content for index in passed], settings.near_dedup)
-        for index, row in zip(passed, keys, strict=True):
-            bands[index] = row.tobytes()
-    return [
-        Verdict(
-            repository=document.repository,
-            document=document.id,
-            reason=reason,
-            preference=(document.license is None, document.id),
-            key=content_key(document.content),
-            bands=own,
-        )
-        for document, reason, own in zip(documents, reasons, bands, strict=True)
-    ]
-
-
-def _length(lengths: Any, index: int) -> int:
-    return int(lengths[index])
 
 
 def _duplicates(
@@ -185,56 +115,6 @@ def _unit(verdict: Verdict, settings: CurateSettings) -> str:
     return verdict.repository if settings.split_by == "repository" else verdict.document
 
 
-@dataclass(frozen=True)
-class Written:
-    """What the second pass returns of one shard."""
-
-    files: list[File]
-    tallies: dict[str, Tally]
-    samples: dict[str, list[Sample]]
-    origins: Counter[tuple[str | None, ...]]
-    """Documents kept, by `ORIGIN`."""
-
-
-def _write_shard(
-    placement: Placement, *, uri: str, folder: str, raw: Manifest, settings: CurateSettings, seed: int
-) -> Written:
-    import pyarrow as pa
-
-    storage = open_storage(uri)
-    table = from_parquet(raw.read(storage, placement.name))
-    written = Written([], {split: Tally() for split in SPLITS}, {}, Counter())
-    for split in SPLITS:
-        here = [
-            reason is None and where == split for reason, where in zip(placement.reasons, placement.splits, strict=True)
-        ]
-        part = table.filter(pa.array(here))
-        for row in part.drop_columns(["content"]).to_pylist():
-            written.tallies[split].keep(row["repository"], row["license"], row["size_bytes"])
-            written.origins[tuple(row[name] for name in ORIGIN)] += 1
-        if part.num_rows:
-            name = f"{split}/part-{placement.index:05d}.parquet"
-            written.files.append(write_file(storage, folder, name, to_parquet(part)))
-    rejected = [index for index, reason in enumerate(placement.reasons) if reason is not None]
-    samples: dict[str, list[Sample]] = defaultdict(list)
-    for index, row in zip(rejected, table.take(pa.array(rejected, pa.int64())).to_pylist(), strict=True):
-        reason = str(placement.reasons[index])
-        written.tallies["train"].reject(reason, row["size_bytes"])
-        text = {
-            "reason": reason,
-            "repository": row["repository"],
-            "path": row["path"],
-            "excerpt": row["content"][:EXCERPT_CHARACTERS],
-        }
-        samples[reason].append((uniform(seed, "sample", Document(**row).id), text))
-    written.samples.update({reason: _smallest(found, settings) for reason, found in samples.items()})
-    return written
-
-
-def _smallest(samples: list[Sample], settings: CurateSettings) -> list[Sample]:
-    return heapq.nsmallest(settings.num_rejected_samples, samples, key=lambda sample: sample[0])
-
-
 def _gather(work: Work, written: list[Written]) -> Output:
     settings = work.recipe.curate
     total = {split: Tally() for split in SPLITS}
@@ -244,7 +124,7 @@ def _gather(work: Work, written: list[Written]) -> Output:
             total[split].add(shard.tallies[split])
         for reason, samples in shard.samples.items():
             pooled[reason] += samples
-    chosen = [text for reason in sorted(pooled) for _, text in _smallest(pooled[reason], settings)]
+    chosen = [text for reason in sorted(pooled) for _, text in smallest(pooled[reason], settings)]
     lines = "".join(json.dumps(text, sort_keys=True) + "\n" for text in chosen)
     files = [file for shard in written for file in shard.files]
     files.append(work.attempt.write("rejected.jsonl", lines.encode()))
