@@ -16,6 +16,8 @@ Nothing here imports ray or kubernetes, so every piece runs in a plain test or u
     sources/           where documents come from: packages, directory
     generated          files that no person wrote, or that are others'
     filters            what a model should not learn from, and why
+    shingles           runs of words, hashed in bulk
+    decontaminate      what benchmarks ask is not learned by heart
     dedup              of documents that say the same, one stays
     near_dedup         of documents that say nearly the same, one stays
     splits             train and validation, by repository

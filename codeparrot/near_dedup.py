@@ -8,28 +8,19 @@ result does not depend on the order in which documents come, and a thousand copi
 
 Signatures: one-permutation hashing (Li, Owen, Zhang 2012) with optimal densification (Shrivastava 2017): one hash per
 shingle instead of one per shingle and permutation, with the same expectation. Bands: Leskovec, Rajaraman, Ullman,
-"Mining of Massive Datasets", 3.4. Words are hashed from prefix sums over a polynomial modulo 2^64, so that no character
-and no word passes through Python.
+"Mining of Massive Datasets", 3.4.
 """
 
-import itertools
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from functools import cache
 from typing import Annotated
 
 import numpy as np
-import numpy.typing as npt
 from pydantic import Field, PositiveInt, model_validator
 
 from codeparrot.settings import Settings
+from codeparrot.shingles import Hashes, Indices, mix, odd_numbers, shingles
 
-Hashes = npt.NDArray[np.uint64]
-Indices = npt.NDArray[np.int64]
-
-CHUNK_BYTES = 250_000
-"""Text whose words are hashed at once: so much that the arrays, 8 bytes per byte, stay in a cache of the processor."""
-KEPT_POWERS = 2 * CHUNK_BYTES
 NUM_BINS = 256
 BIN_BITS = 8
 VALUE_BITS = 32
@@ -78,89 +69,6 @@ class Removal:
     """Jaccard, of the sets of shingles."""
 
 
-@cache
-def _draws(purpose: int, *shape: int) -> Hashes:
-    """Odd 64-bit numbers that never change."""
-    return np.random.Generator(np.random.PCG64(purpose)).integers(0, 2**64, shape, np.uint64) | np.uint64(1)
-
-
-@cache
-def _is_word() -> npt.NDArray[np.bool_]:
-    """Whether a byte of UTF-8 belongs to a word: ASCII letters, digits, the underscore, and all that is not ASCII."""
-    return np.array([byte >= 0x80 or chr(byte).isalnum() or byte == ord("_") for byte in range(256)])
-
-
-def shingles(texts: Sequence[str], settings: NearDedupSettings) -> tuple[Hashes, Indices]:
-    """The hashes of all shingles, with repetitions, and the number of the document that each comes from, ascending.
-
-    Documents of fewer than `min_words` words have none.
-    """
-    found, start = [], 0
-    while start < len(texts):
-        size, stop = 0, start
-        data = []
-        while stop < len(texts) and (stop == start or size < CHUNK_BYTES):
-            data.append(texts[stop].encode())
-            size += len(data[-1]) + 1
-            stop += 1
-        hashes, owners = _shingles_of(data, settings)
-        found.append((hashes, owners + start))
-        start = stop
-    if not found:
-        return np.empty(0, np.uint64), np.empty(0, np.int64)
-    return np.concatenate([hashes for hashes, _ in found]), np.concatenate([owners for _, owners in found])
-
-
-def _shingles_of(data: Sequence[bytes], settings: NearDedupSettings) -> tuple[Hashes, Indices]:
-    joined = np.frombuffer(b"\n".join(data) + b"\n", np.uint8)
-    ends = np.cumsum([len(text) + 1 for text in data])
-    inside = np.concatenate([[False], _is_word()[joined]])
-    begins = np.flatnonzero(inside[1:] & ~inside[:-1])
-    stops = np.flatnonzero(~inside[1:] & inside[:-1])
-    words = _word_hashes(joined, begins, stops)
-    owners = np.searchsorted(ends, begins, side="right")
-    enough = np.bincount(owners, minlength=len(data)) >= settings.min_words
-    width = settings.shingle_words
-    num_shingles = max(0, len(words) - width + 1)
-    mixed = np.zeros(num_shingles, np.uint64)
-    for place, factor in enumerate(_draws(2, width)):
-        mixed += words[place : place + num_shingles] * factor
-    first, last = owners[:num_shingles], owners[width - 1 : width - 1 + num_shingles]
-    whole = (first == last) & enough[first]
-    return _mix(mixed[whole]), first[whole]
-
-
-def _word_hashes(joined: npt.NDArray[np.uint8], begins: Indices, stops: Indices) -> Hashes:
-    """Of every word, sum(c_j * B^j) with j from its first byte: a difference of prefix sums times B^-begin."""
-    base = int(_draws(0, 1)[0])
-    length = len(joined) + 1
-    powers, inverses = _powers(base, length), _powers(pow(base, -1, 2**64), length)
-    sums = np.zeros(length, np.uint64)
-    np.cumsum(_draws(1, 256)[joined] * powers[:-1], out=sums[1:])
-    return _mix((sums[stops] - sums[begins]) * inverses[begins])
-
-
-def _powers(base: int, length: int) -> Hashes:
-    """base^0 .. base^(length-1), modulo 2^64."""
-    if length <= KEPT_POWERS:
-        return _first_powers(base)[:length]
-    factors = np.full(length, base, np.uint64)
-    factors[0] = 1
-    return np.cumprod(factors, dtype=np.uint64)
-
-
-@cache
-def _first_powers(base: int) -> Hashes:
-    return _powers(base, KEPT_POWERS + 1)
-
-
-def _mix(hashes: Hashes) -> Hashes:
-    """Spread over all 64 bits (the finaliser of SplitMix64, Steele, Lea, Flood 2014)."""
-    hashes = (hashes ^ (hashes >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    hashes = (hashes ^ (hashes >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return hashes ^ (hashes >> np.uint64(31))
-
-
 def signatures(hashes: Hashes, owners: Indices, num_documents: int) -> Hashes:
     """(num_documents, 256) values of 32 bits, the smallest hash of each bin. Documents without shingles: all EMPTY."""
     assert num_documents <= MAX_DOCUMENTS, "sign shards one by one"
@@ -177,7 +85,7 @@ def _dense(table: Hashes) -> Hashes:
     """Fill every empty bin from another, which bins are tried in an order that is the bin's own."""
     filled = table.copy()
     open_rows = np.flatnonzero((table == EMPTY).any(axis=1) & (table != EMPTY).any(axis=1))
-    for sources in _draws(3, NUM_PROBES, NUM_BINS) >> np.uint64(64 - BIN_BITS):
+    for sources in odd_numbers(3, NUM_PROBES, NUM_BINS) >> np.uint64(64 - BIN_BITS):
         if not len(open_rows):
             return filled
         part = filled[open_rows]
@@ -193,10 +101,10 @@ def _dense(table: Hashes) -> Hashes:
 
 def band_keys(texts: Sequence[str], settings: NearDedupSettings) -> Hashes:
     """(len(texts), num_bands): documents with an equal key in a column are candidates. 0: the document is too short."""
-    table = signatures(*shingles(texts, settings), len(texts))
+    table = signatures(*shingles(texts, settings.shingle_words, settings.min_words), len(texts))
     width, bands = settings.rows_per_band, settings.num_bands
     values = table[:, : bands * width].reshape(len(texts), bands, width)
-    keys: Hashes = _mix((values * _draws(4, bands, width)).sum(axis=2, dtype=np.uint64)) | np.uint64(1)
+    keys: Hashes = mix((values * odd_numbers(4, bands, width)).sum(axis=2, dtype=np.uint64)) | np.uint64(1)
     keys[(table == EMPTY).all(axis=1)] = 0
     return keys
 
@@ -260,9 +168,3 @@ def jaccard(first: Hashes, second: Hashes) -> float:
     total = len(first) + len(second)
     common = len(np.intersect1d(first, second, assume_unique=True))
     return common / (total - common) if total else 0.0
-
-
-def distinct(hashes: Hashes, owners: Indices, num_documents: int) -> list[Hashes]:
-    """The sorted, distinct shingles of every document."""
-    borders = np.searchsorted(owners, np.arange(num_documents + 1))
-    return [np.unique(hashes[begin:end]) for begin, end in itertools.pairwise(borders)]

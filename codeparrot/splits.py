@@ -9,6 +9,7 @@ from typing import Literal
 
 from pydantic import Field
 
+from codeparrot.decontaminate import DecontaminateSettings
 from codeparrot.draws import uniform
 from codeparrot.errors import EmptyCorpusError
 from codeparrot.filters import FilterSettings, LicenseSettings
@@ -23,6 +24,8 @@ class CurateSettings(Settings):
 
     licenses: LicenseSettings
     filters: FilterSettings = FilterSettings()
+    decontaminate: DecontaminateSettings | None = None
+    """Reject documents that share text with benchmarks."""
     exact_dedup: bool = True
     """Keep one of every set of exact duplicates."""
     near_dedup: NearDedupSettings | None = None

@@ -1,4 +1,4 @@
-"""Raw to curated documents, split: licences and filters, then exact and near duplicates, then the split by repository.
+"""Raw to curated documents, split: licences, filters, benchmarks, duplicates, then the split by repository.
 
 Two passes over the shards (`ray_jobs.curate_shard`). The first judges every document on its own and returns keys for
 each that passes; the driver then knows which of the duplicates stays, near ones compared by tasks of their own
@@ -12,14 +12,26 @@ from typing import Any
 
 import numpy as np
 
+from codeparrot.config import Recipe
+from codeparrot.decontaminate import Problems, read_benchmarks
 from codeparrot.dedup import exact_duplicates
 from codeparrot.errors import EmptyCorpusError
-from codeparrot.manifest import Manifest
+from codeparrot.manifest import File, Manifest
 from codeparrot.near_dedup import Removal
 from codeparrot.splits import SPLITS, CurateSettings, validation_units
 from ray_jobs import near_duplicates
 from ray_jobs.cluster import spread
-from ray_jobs.curate_shard import ORIGIN, Placement, Sample, Verdict, Written, judge_shard, smallest, write_shard
+from ray_jobs.curate_shard import (
+    ORIGIN,
+    Placement,
+    Sample,
+    Verdict,
+    Written,
+    judge_shard,
+    passing,
+    smallest,
+    write_shard,
+)
 from ray_jobs.progress import size
 from ray_jobs.stage import Output, Stage, Work, main, stage_settings
 from ray_jobs.tally import Tally
@@ -32,7 +44,7 @@ def run(work: Work) -> Output:
     """Judge, decide, write."""
     raw, settings, seed = work.inputs["raw"], work.recipe.curate, work.recipe.seed
     names = raw.names("part-")
-    judge = partial(judge_shard, uri=work.storage.uri, raw=raw, settings=settings, seed=seed)
+    judge = partial(judge_shard, uri=work.storage.uri, raw=raw, settings=settings, seed=seed, problems=work.plan)
     verdicts = spread("curate: judge", names, judge)
     reasons, removals, near = _duplicates(work, names, verdicts)
     placements = _decide(names, verdicts, reasons, settings, seed)
@@ -41,11 +53,31 @@ def run(work: Work) -> Output:
     )
     written = spread("curate: write", placements, place)
     files, counts = _gather(work, written)
-    if settings.near_dedup is None:
-        return files, counts
-    ids = [verdict.document for shard in verdicts for verdict in shard]
-    audit = work.attempt.write("near_duplicates.parquet", near_duplicates.audit(removals, ids))
-    return [*files, audit], {**counts, "near_dedup": near}
+    if settings.decontaminate is not None:
+        files.append(work.attempt.write("contaminated.jsonl", _contamination(verdicts)))
+    if settings.near_dedup is not None:
+        ids = [verdict.document for shard in verdicts for verdict in shard]
+        files.append(work.attempt.write("near_duplicates.parquet", near_duplicates.audit(removals, ids)))
+        counts["near_dedup"] = near
+    return files, counts
+
+
+def _contamination(verdicts: list[list[Verdict]]) -> bytes:
+    """Every document that shares text with benchmarks, and with which problems how much, as JSON lines."""
+    lines = []
+    for shard in verdicts:
+        for verdict in shard:
+            if verdict.contamination:
+                source, repository, path = verdict.document.split("\0")
+                row = {"source": source, "repository": repository, "path": path, "shared": verdict.contamination}
+                lines.append(json.dumps(row) + "\n")
+    return "".join(lines).encode()
+
+
+def plan(recipe: Recipe) -> tuple[str, Problems | None]:
+    """The benchmarks that nothing may be learned from by heart."""
+    settings = recipe.curate.decontaminate
+    return ("", None) if settings is None else read_benchmarks(settings)
 
 
 def _duplicates(
@@ -56,12 +88,12 @@ def _duplicates(
     flat = [verdict for shard in verdicts for verdict in shard]
     reasons = [verdict.reason for verdict in flat]
     if settings.exact_dedup:
-        passed = _passed(reasons)
+        passed = passing(reasons)
         for twin in exact_duplicates([flat[i].key for i in passed], [flat[i].preference for i in passed]):
             reasons[passed[twin]] = DUPLICATE
     if settings.near_dedup is None:
         return reasons, [], {}
-    passed = _passed(reasons)
+    passed = passing(reasons)
     everywhere = [(name, row) for name, shard in zip(names, verdicts, strict=True) for row in range(len(shard))]
     found, counts = near_duplicates.find(
         [everywhere[index] for index in passed],
@@ -77,10 +109,6 @@ def _duplicates(
     for removal in removals:
         reasons[removal.index] = NEAR_DUPLICATE
     return reasons, removals, counts
-
-
-def _passed(reasons: list[str | None]) -> list[int]:
-    return [index for index, reason in enumerate(reasons) if reason is None]
 
 
 def _decide(
@@ -115,7 +143,7 @@ def _unit(verdict: Verdict, settings: CurateSettings) -> str:
     return verdict.repository if settings.split_by == "repository" else verdict.document
 
 
-def _gather(work: Work, written: list[Written]) -> Output:
+def _gather(work: Work, written: list[Written]) -> tuple[list[File], dict[str, Any]]:
     settings = work.recipe.curate
     total = {split: Tally() for split in SPLITS}
     pooled: dict[str, list[Sample]] = defaultdict(list)
@@ -177,6 +205,7 @@ STAGE = Stage(
     settings=lambda recipe: stage_settings(recipe, "seed", "curate"),
     run=run,
     summary=summary,
+    plan=plan,
 )
 
 if __name__ == "__main__":

@@ -5,10 +5,12 @@ What the tasks of `ray_jobs.curate` run, and what they tell the driver.
 
 import heapq
 from collections import Counter, defaultdict
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
+from codeparrot.decontaminate import Problems
 from codeparrot.dedup import content_key
 from codeparrot.documents import Document, from_parquet, to_parquet
 from codeparrot.draws import uniform
@@ -21,6 +23,7 @@ from codeparrot.tokenizer import gpt2_encoder
 from ray_jobs.tally import Tally
 
 EXCERPT_CHARACTERS = 2000
+CONTAMINATED = "contaminated"
 ORIGIN = ("source", "repository", "revision", "license")
 """Whom a document is owed to: a line of the attribution list for each."""
 
@@ -36,6 +39,8 @@ class Verdict:
     preference: tuple[Any, ...]
     """Of duplicates the smallest stays: known licence first, then by id."""
     key: bytes
+    contamination: dict[str, int]
+    """How many runs of words it shares with which problems of benchmarks."""
     bands: bytes
     """`num_bands` keys of 8 bytes, if near duplicates are looked for and the document passed."""
 
@@ -54,7 +59,9 @@ Sample = tuple[float, dict[str, str]]
 """(what decides which are shown, the text to show)"""
 
 
-def judge_shard(name: str, *, uri: str, raw: Manifest, settings: CurateSettings, seed: int) -> list[Verdict]:
+def judge_shard(
+    name: str, *, uri: str, raw: Manifest, settings: CurateSettings, seed: int, problems: Problems | None
+) -> list[Verdict]:
     """The first pass over one shard: every document on its own."""
     documents = [Document(**row) for row in from_parquet(raw.read(open_storage(uri), name)).to_pylist()]
     languages = {document.language for document in documents}
@@ -65,9 +72,15 @@ def judge_shard(name: str, *, uri: str, raw: Manifest, settings: CurateSettings,
         or reject(document, settings.filters, seed=seed, num_tokens=partial(_length, lengths, index))
         for index, document in enumerate(documents)
     ]
+    contamination: list[dict[str, int]] = [{} for _ in documents]
+    if problems is not None:
+        passed = passing(reasons)
+        for index, shared in zip(passed, problems.shared([documents[i].content for i in passed]), strict=True):
+            contamination[index] = shared
+            reasons[index] = CONTAMINATED if shared else None
     bands = [b""] * len(documents)
     if settings.near_dedup is not None:
-        passed = [index for index, reason in enumerate(reasons) if reason is None]
+        passed = passing(reasons)
         keys = band_keys([documents[index].content for index in passed], settings.near_dedup)
         for index, row in zip(passed, keys, strict=True):
             bands[index] = row.tobytes()
@@ -78,10 +91,16 @@ def judge_shard(name: str, *, uri: str, raw: Manifest, settings: CurateSettings,
             reason=reason,
             preference=(document.license is None, document.id),
             key=content_key(document.content),
+            contamination=shared,
             bands=own,
         )
-        for document, reason, own in zip(documents, reasons, bands, strict=True)
+        for document, reason, shared, own in zip(documents, reasons, contamination, bands, strict=True)
     ]
+
+
+def passing(reasons: Sequence[str | None]) -> list[int]:
+    """The indices of documents that nothing rejects so far."""
+    return [index for index, reason in enumerate(reasons) if reason is None]
 
 
 def _length(lengths: Any, index: int) -> int:

@@ -15,15 +15,8 @@ import numpy as np
 
 from codeparrot.documents import PARQUET_COMPRESSION, from_parquet
 from codeparrot.manifest import Manifest
-from codeparrot.near_dedup import (
-    Hashes,
-    NearDedupSettings,
-    Removal,
-    components,
-    distinct,
-    near_duplicates,
-    shingles,
-)
+from codeparrot.near_dedup import NearDedupSettings, Removal, components, near_duplicates
+from codeparrot.shingles import Hashes, distinct, shingles
 from codeparrot.storage import open_storage
 from ray_jobs.cluster import spread
 
@@ -101,7 +94,10 @@ def _compare(batch: Batch, *, uri: str, raw: Manifest, settings: NearDedupSettin
     texts = _texts(batch, uri, raw)
     removals = []
     for group, keys in zip(batch.groups, batch.keys, strict=True):
-        sets = distinct(*shingles([texts[candidate.index] for candidate in group], settings), len(group))
+        sets = distinct(
+            *shingles([texts[candidate.index] for candidate in group], settings.shingle_words, settings.min_words),
+            len(group),
+        )
         for removal in near_duplicates(range(len(group)), keys, sets.__getitem__, settings.threshold):
             index, kept = group[removal.index].index, group[removal.kept].index
             removals.append(Removal(index, kept, removal.similarity))

@@ -11,6 +11,8 @@ from codeparrot.manifest import load_manifest
 from codeparrot.storage import open_storage
 from tests.integration.conftest import Machine
 
+ASKED = "given a list of numbers return the sum of those that are both prime and palindromes in base seven"
+
 
 def program(*changed: int, start: int = 0) -> str:
     """A hundred statements, some of them other ones."""
@@ -33,6 +35,8 @@ def curated(machine: Machine, shard_bytes: int) -> tuple[set[str], list[dict[str
     kept = {row["path"] for name in names for row in from_parquet(manifest.read(storage, name), ["path"]).to_pylist()}
     audit = pq.read_table(io.BytesIO(manifest.read(storage, "near_duplicates.parquet"))).to_pylist()
     assert all(json.loads(line)["reason"] for line in manifest.read(storage, "rejected.jsonl").splitlines())
+    found = [json.loads(line) for line in manifest.read(storage, "contaminated.jsonl").splitlines()]
+    assert [(row["path"], list(row["shared"])) for row in found] == [("three/f.py", ["Asked/0"])]
     owed = [json.loads(line) for line in manifest.read(storage, "attribution.jsonl").splitlines()]
     assert [row["repository"] for row in owed] == ["one", "three", "two"]
     assert all(row["license"] == "MIT" and row["source"] == "directory" and row["num_documents"] == 1 for row in owed)
@@ -48,15 +52,19 @@ def test_of_near_duplicates_one_stays_whatever_the_shards_and_the_others_leave_a
         "two/c.py": program(*range(0, 100, 3)),  # another program by now
         "three/d.py": program(start=1000),
         "three/e.py": program(7, start=1000),
+        "three/f.py": program(start=5000) + "# " + ASKED,
     }
     for path, text in texts.items():
         (code / path).parent.mkdir(parents=True, exist_ok=True)
         (code / path).write_text(text)
+    benchmark = machine.folder / "benchmark.jsonl"
+    benchmark.write_text(json.dumps({"task_id": "Asked/0", "prompt": f"def answer():\n    {ASKED}"}))
     machine.values["collect"] = {"sources": [{"kind": "directory", "path": str(code), "license": "MIT"}]}
     machine.values["curate"] = {
         "licenses": {"allow": ["MIT"]},
         "filters": {"config_or_test_drop_probability": None},
         "near_dedup": {},
+        "decontaminate": {"files": [str(benchmark)]},
         "validation_fraction": 0.3,
     }
     kept, audit, counts = curated(machine, 1_000_000)

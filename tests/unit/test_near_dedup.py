@@ -11,20 +11,17 @@ from hypothesis import strategies as st
 
 from codeparrot.errors import ConfigError
 from codeparrot.near_dedup import (
-    CHUNK_BYTES,
     EMPTY,
-    Hashes,
     NearDedupSettings,
     Removal,
     band_keys,
     components,
-    distinct,
     jaccard,
     near_duplicates,
-    shingles,
     signatures,
 )
 from codeparrot.settings import validate
+from codeparrot.shingles import CHUNK_BYTES, Hashes, Indices, distinct, shingles
 
 SMALL = NearDedupSettings(shingle_words=2, min_words=3)
 DEFAULT = NearDedupSettings()
@@ -43,8 +40,12 @@ def reference(text: str, settings: NearDedupSettings) -> set[tuple[str, ...]]:
     return {tuple(words[place : place + width]) for place in range(len(words) - width + 1)}
 
 
+def hashed(texts: Sequence[str], settings: NearDedupSettings) -> tuple[Hashes, Indices]:
+    return shingles(texts, settings.shingle_words, settings.min_words)
+
+
 def sets_of(texts: Sequence[str], settings: NearDedupSettings) -> list[Hashes]:
-    return distinct(*shingles(texts, settings), len(texts))
+    return distinct(*hashed(texts, settings), len(texts))
 
 
 def program(words: Sequence[int]) -> str:
@@ -87,7 +88,7 @@ def test_documents_beyond_one_chunk_have_the_same_shingles() -> None:
 
 def test_a_document_without_enough_words_has_no_signature_and_no_candidates() -> None:
     texts = ["a b c"] * 3 + ["", "a b c d e f g h i"]
-    assert (signatures(*shingles(texts, DEFAULT), len(texts)) == EMPTY).all()
+    assert (signatures(*hashed(texts, DEFAULT), len(texts)) == EMPTY).all()
     keys = band_keys(texts, DEFAULT)
     assert not keys.any()
     assert components(keys) == []
@@ -97,8 +98,8 @@ def test_a_document_without_enough_words_has_no_signature_and_no_candidates() ->
 def test_every_signature_is_full_whatever_the_number_of_shingles(num_words: int, seed: int) -> None:
     settings = NearDedupSettings(shingle_words=1, min_words=1)
     text = program(np.random.default_rng(seed).integers(0, 2**40, num_words).tolist())
-    signature = signatures(*shingles([text], settings), 1)[0]
-    hashes = {int(value) >> 24 & (2**32 - 1) for value in shingles([text], settings)[0]}
+    signature = signatures(*hashed([text], settings), 1)[0]
+    hashes = {int(value) >> 24 & (2**32 - 1) for value in hashed([text], settings)[0]}
     assert {int(value) for value in signature} <= hashes
 
 
@@ -112,7 +113,7 @@ def test_equal_values_of_signatures_estimate_the_similarity() -> None:
                 words = chance.permutation(2**20)[:num_words].tolist()
                 shared = round(2 * num_words * similarity / (1 + similarity) / 2)
                 other = words[:shared] + chance.integers(2**21, 2**40, num_words - shared).tolist()
-                a, b = signatures(*shingles([program(words), program(other)], settings), 2)
+                a, b = signatures(*hashed([program(words), program(other)], settings), 2)
                 true = jaccard(*sets_of([program(words), program(other)], settings))
                 errors.append((a == b).mean() - true)
             assert abs(np.mean(errors)) < 0.05, (num_words, similarity)
