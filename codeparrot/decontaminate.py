@@ -1,12 +1,14 @@
 """Decontamination: what a benchmark asks must not have been learned by heart.
 
 A document goes if it shares a run of `shared_words` consecutive words with a problem of a benchmark (Brown et al. 2020,
-appendix C: 13 words). Benchmarks are files of JSON lines such as HumanEval's: one problem a line, all its texts count.
-Runs of which more than half are numbers are not looked for: `0, 0, 0, ...` and `1, 2, 3, ...` stand everywhere.
+appendix C: 13 words), in whatever case. Benchmarks are files of JSON lines such as HumanEval's: one problem a line, all
+its texts count. Runs of which more than half are numbers are not looked for: `0, 0, 0, ...` and `1, 2, 3, ...` stand
+everywhere.
 """
 
 import gzip
 import json
+import logging
 import re
 import zlib
 from collections.abc import Mapping, Sequence
@@ -21,6 +23,8 @@ from codeparrot.errors import SourceError
 from codeparrot.settings import Settings
 from codeparrot.shingles import Hashes, Indices, shingles
 from codeparrot.storage import sha256_hex
+
+logger = logging.getLogger(__name__)
 
 GZIP = b"\x1f\x8b"
 WORD = re.compile(rb"[0-9A-Za-z_\x80-\xff]+")
@@ -50,7 +54,7 @@ class Problems:
     def shared(self, texts: Sequence[str]) -> list[dict[str, int]]:
         """For each text, how many distinct runs of words it shares with each problem, by the problem's name."""
         found: list[dict[str, int]] = [{} for _ in texts]
-        hashes, owners = shingles(texts, self.shared_words)
+        hashes, owners = shingles([text.lower() for text in texts], self.shared_words)
         known = np.isin(hashes, self.hashes)
         pairs = set(zip(owners[known].tolist(), hashes[known].tolist(), strict=True))
         for text, value in sorted(pairs):
@@ -65,27 +69,39 @@ class Problems:
 def read_benchmarks(settings: DecontaminateSettings) -> tuple[str, Problems]:
     """(digest of the files, their problems). Raises SourceError if one cannot be read or has nothing to compare."""
     names: list[str] = []
-    texts: list[str] = []
-    digests = []
+    digests, found = [], []
     for path in settings.files:
         data = _read(path)
         digests.append(sha256_hex(data))
-        before = len(texts)
-        for number, line in enumerate(data.splitlines(), 1):
-            if line.strip():
-                problem = _parse(path, number, line)
-                names.append(str(problem.get("task_id", f"{path.name}:{number}")))
-                texts.append("\n".join(_texts(problem)))
-        if len(texts) == before:
+        lines = [(number, line) for number, line in enumerate(data.splitlines(), 1) if line.strip()]
+        if not lines:
             raise SourceError(f"benchmark {path} holds no problem")
-    hashes, owners = shingles(texts, settings.shared_words)
-    telling = np.array([tells for text in texts for tells in _telling(text, settings.shared_words)], np.bool_)
+        problems = [_parse(path, number, line) for number, line in lines]
+        hashes, owners = _runs(path, ["\n".join(_texts(problem)) for problem in problems], settings.shared_words)
+        found.append(np.stack([hashes, owners.astype(np.uint64) + np.uint64(len(names))], axis=1))
+        for (number, _), problem in zip(lines, problems, strict=True):
+            name = str(problem.get("task_id", f"{path.name}:{number}"))
+            names.append(f"{path.name}:{name}" if name in names else name)
+    pairs = np.unique(np.concatenate(found), axis=0)
+    known = Problems(tuple(names), pairs[:, 0].copy(), pairs[:, 1].astype(np.int64), settings.shared_words)
+    return sha256_hex(json.dumps(digests).encode()), known
+
+
+def _runs(path: Path, texts: Sequence[str], width: int) -> tuple[Hashes, Indices]:
+    """The runs of words of a benchmark's problems that are worth looking for, and the problem of each."""
+    texts = [text.lower() for text in texts]
+    hashes, owners = shingles(texts, width)
+    telling = np.array([tells for text in texts for tells in _telling(text, width)], np.bool_)
     hashes, owners = hashes[telling], owners[telling]
-    if not len(hashes):
-        raise SourceError(f"no problem of the benchmarks has {settings.shared_words} words; lower shared_words")
-    pairs = np.unique(np.stack([hashes, owners.astype(np.uint64)], axis=1), axis=0)
-    problems = Problems(tuple(names), pairs[:, 0].copy(), pairs[:, 1].astype(np.int64), settings.shared_words)
-    return sha256_hex(json.dumps(digests).encode()), problems
+    num_without = len(texts) - len(np.unique(owners))
+    if num_without == len(texts):
+        raise SourceError(f"no problem of benchmark {path} has {width} words; lower shared_words")
+    if num_without:
+        logger.warning(
+            "benchmark %s: %d of %d problems have no run of %d words and are not looked for; lower shared_words",
+            *(path, num_without, len(texts), width),
+        )
+    return hashes, owners
 
 
 def _telling(text: str, width: int) -> list[bool]:
@@ -106,7 +122,7 @@ def _read(path: Path) -> bytes:
 def _parse(path: Path, number: int, line: bytes) -> Mapping[str, Any]:
     try:
         problem = json.loads(line)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise SourceError(f"benchmark {path}, line {number}: not JSON") from error
     if not isinstance(problem, dict):
         raise SourceError(f"benchmark {path}, line {number}: not an object")

@@ -23,9 +23,11 @@ GENERATED_NAME = re.compile(
 )
 GENERATED_HEAD = re.compile(
     r"""
-      \bdo\ not\ (?:edit|modify)\b
+      (?-i:DO\ NOT\ (?:EDIT|MODIFY))\b
+    | (?:^\s*(?:\#|//|/?\*|--)[^\w\n]*|[.!:;]\ +)do\ not\ (?:edit|modify)\b     # a sentence of its own in a comment
     | @generated\b
-    | \bgenerated\ by\ (?:the\ )?(?:protocol\ buffer|grpc|thrift|swig|cython|antlr|ply|pyuic|django\ \d|openapi|pyrcc)
+    | \bgenerated\ by\ (?:the\ )?
+      (?:protocol\ buffer|grpc|thrift|swig|cython|antlr|ply|pyuic|django\ \d+|openapi|pyrcc)\b
     | \b(?:code|file)\ (?:is|was|has\ been)?\ ?(?:auto(?:matically)?[- ])generated\b
     | ^\#\ in\[\s*\d*\s*\]:                       # a notebook's cell, converted
     """,
@@ -35,7 +37,7 @@ VENDORED = re.compile(
     r"""(?:^|/)(?:
         _?vendor(?:ed|s)?
       | third[-_]?party | 3rd[-_]?party
-      | externals?
+      | externals
       | node_modules | bower_components
       | site-packages | dist-packages
       | \.?venv | \.tox | __pypackages__

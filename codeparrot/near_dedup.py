@@ -21,6 +21,9 @@ from pydantic import Field, PositiveInt, model_validator
 from codeparrot.settings import Settings
 from codeparrot.shingles import Hashes, Indices, mix, odd_numbers, shingles
 
+SLICE_DOCUMENTS = 4096
+"""Documents that are signed at once, in some 10 kB of memory each."""
+MIN_CATCH_PROBABILITY = 0.9
 NUM_BINS = 256
 BIN_BITS = 8
 VALUE_BITS = 32
@@ -37,8 +40,8 @@ class NearDedupSettings(Settings):
     """Jaccard similarity of the sets of shingles from which two documents are near duplicates."""
     shingle_words: PositiveInt = 5
     """Consecutive words that are one shingle."""
-    min_words: PositiveInt = 10
-    """Shorter documents are not compared: they would be similar by chance."""
+    min_words: PositiveInt = 20
+    """Shorter documents are not compared: they are similar by chance, and caught less often than the curve says."""
     num_bands: PositiveInt = 25
     """Documents that agree in one band are compared. Each costs 8 bytes of memory per document."""
     rows_per_band: PositiveInt = 10
@@ -50,6 +53,11 @@ class NearDedupSettings(Settings):
             raise ValueError(
                 f"num_bands x rows_per_band must be <= {NUM_BINS}, the length of a signature, "
                 f"got {self.num_bands} x {self.rows_per_band}"
+            )
+        if self.catch_probability(self.threshold) < MIN_CATCH_PROBABILITY:
+            raise ValueError(
+                f"only {self.catch_probability(self.threshold):.1%} of pairs at threshold {self.threshold} would be "
+                "compared; lower rows_per_band"
             )
         return self
 
@@ -101,6 +109,13 @@ def _dense(table: Hashes) -> Hashes:
 
 def band_keys(texts: Sequence[str], settings: NearDedupSettings) -> Hashes:
     """(len(texts), num_bands): documents with an equal key in a column are candidates. 0: the document is too short."""
+    slices = [
+        _band_keys(texts[start : start + SLICE_DOCUMENTS], settings) for start in range(0, len(texts), SLICE_DOCUMENTS)
+    ]
+    return np.concatenate([np.empty((0, settings.num_bands), np.uint64), *slices])
+
+
+def _band_keys(texts: Sequence[str], settings: NearDedupSettings) -> Hashes:
     table = signatures(*shingles(texts, settings.shingle_words, settings.min_words), len(texts))
     width, bands = settings.rows_per_band, settings.num_bands
     values = table[:, : bands * width].reshape(len(texts), bands, width)
@@ -153,14 +168,20 @@ def near_duplicates(
         places = [(band, int(key)) for band, key in enumerate(keys[index]) if key]
         rivals = sorted({kept for place in places for kept in kept_in.get(place, ())})
         own = shingles_of(index)
-        best = max(((jaccard(own, sets[rival]), -rival) for rival in rivals), default=(0.0, 0))
-        if rivals and best[0] >= threshold:
+        # The smaller set is at most all that both have in common.
+        close = [rival for rival in rivals if _ratio(len(own), len(sets[rival])) >= threshold]
+        best = max(((jaccard(own, sets[rival]), -rival) for rival in close), default=(0.0, 0))
+        if close and best[0] >= threshold:
             removed.append(Removal(index, -best[1], best[0]))
         else:
             sets[index] = own
             for place in places:
                 kept_in.setdefault(place, []).append(index)
     return removed
+
+
+def _ratio(first: int, second: int) -> float:
+    return min(first, second) / max(first, second, 1)
 
 
 def jaccard(first: Hashes, second: Hashes) -> float:

@@ -101,6 +101,7 @@ def _duplicates(
             len(passed), settings.near_dedup.num_bands
         ),
         [flat[index].preference for index in passed],
+        [flat[index].document for index in passed],
         uri=work.storage.uri,
         raw=work.inputs["raw"],
         settings=settings.near_dedup,
@@ -126,8 +127,8 @@ def _decide(
         for reason in reasons:
             tally.reject(str(reason), 0)
         raise EmptyCorpusError(
-            f"no document is left after curation of {len(flat):,}: {tally.reasons_text()}; loosen curate.licenses or "
-            "curate.filters, or collect other code"
+            f"no document is left after curation of {len(flat):,}: {tally.reasons_text()}; loosen curate.licenses, "
+            "curate.filters or curate.decontaminate, or collect other code"
         )
     held_out = validation_units(kept, seed=seed, fraction=settings.validation_fraction)
     splits = ["validation" if unit in held_out else "train" for unit in units]

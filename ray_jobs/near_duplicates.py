@@ -23,8 +23,11 @@ from ray_jobs.cluster import spread
 logger = logging.getLogger(__name__)
 
 BATCH_DOCUMENTS = 1000
-GIANT_GROUP = 10_000
-"""Documents in one group from which a person should look at them: one task holds their texts."""
+MAX_BATCHES = 64
+"""Each reads the shards that its documents lie in, which may be all."""
+GIANT_GROUP = 2000
+"""Documents in one group from which a person should look at them: one task holds their texts, and compares each with
+all that it keeps of the group."""
 SHOWN_SIMILARITIES = (0.7, 0.8, 0.85, 0.9, 0.95)
 
 
@@ -51,6 +54,7 @@ def find(
     places: Sequence[tuple[str, int]],
     keys: Hashes,
     preference: Sequence[tuple[Any, ...]],
+    ids: Sequence[str],
     *,
     uri: str,
     raw: Manifest,
@@ -59,31 +63,33 @@ def find(
     """Which documents go, and counts for the manifest.
 
     Of document i, `places[i]` is its shard and its row there, `keys[i]` are its bands, and of near duplicates the one
-    with the smallest `preference[i]` stays.
+    with the smallest `preference[i]` stays. `ids[i]` is its id.
     """
-    curve = "  ".join(f"{100 * settings.catch_probability(s):.1f} % at {s}" for s in SHOWN_SIMILARITIES)
+    shown = sorted({*SHOWN_SIMILARITIES, settings.threshold})
+    curve = "  ".join(f"{100 * settings.catch_probability(similarity):.1f} % at {similarity}" for similarity in shown)
     logger.info("curate: near     pairs that are compared, by similarity: %s", curve)
     groups = [sorted(group.tolist(), key=lambda index: preference[index]) for group in components(keys)]
     largest = max(map(len, groups), default=0)
     if largest > GIANT_GROUP:
         logger.warning(
-            "curate: near     a group of %s documents may be near duplicates of each other; look at their audit rows "
-            "(near_duplicates.parquet), or raise curate.near_dedup.rows_per_band",
+            "curate: near     a group of %s documents may be near duplicates of each other, for example %s; if they "
+            "are not, this takes long: filter what they share, or raise curate.near_dedup.rows_per_band",
             f"{largest:,}",
+            " and ".join(ids[index].replace("\0", "/") for index in max(groups, key=len)[:2]),
         )
     compare = partial(_compare, uri=uri, raw=raw, settings=settings)
-    found = spread("curate: near", _batches(groups, places, keys), compare, "groups")
+    found = spread("curate: near", _batches(groups, places, keys), compare, "batches")
     removals = sorted((removal for part in found for removal in part), key=lambda removal: removal.index)
     return removals, {"num_groups": len(groups), "num_compared": sum(map(len, groups)), "largest_group": largest}
 
 
 def _batches(groups: Sequence[list[int]], places: Sequence[tuple[str, int]], keys: Hashes) -> list[Batch]:
     batches: list[Batch] = []
-    room = 0
+    size, room = max(BATCH_DOCUMENTS, sum(map(len, groups)) // MAX_BATCHES), 0
     for group in groups:
         if room < len(group):
             batches.append(Batch([], []))
-            room = BATCH_DOCUMENTS
+            room = size
         batches[-1].groups.append([Candidate(index, *places[index]) for index in group])
         batches[-1].keys.append(keys[group])
         room -= len(group)

@@ -93,8 +93,9 @@ def test_a_compressed_benchmark_is_the_same_benchmark(tmp_path: Path) -> None:
         (b"\n\n", "holds no problem"),
         (b'{"text": "a"}\nnot json', "line 2: not JSON"),
         (b"[1]", "line 1: not an object"),
-        (b'{"text": "too short"}', "no problem of the benchmarks has 13 words; lower shared_words"),
-        (b'{"text": "\\ud800"}', "no problem of the benchmarks has 13 words"),
+        (b'{"text": "too short"}', r"no problem of benchmark .*bad\.jsonl has 13 words; lower shared_words"),
+        (b"[" * 100_000, "line 1: not JSON"),
+        (b'{"text": "\\ud800"}', "no problem of benchmark .* has 13 words"),
         (gzip.compress(b"{}")[:-6], "cannot read benchmark"),
         (b"\x1f\x8b\x08\x00 damaged beyond repair", "cannot read benchmark"),
     ],
@@ -104,6 +105,23 @@ def test_a_benchmark_that_cannot_be_used_is_named(tmp_path: Path, content: bytes
     path.write_bytes(content)
     with pytest.raises(SourceError, match=message):
         problems_of(path)
+
+
+def test_problems_that_are_too_short_to_be_found_are_told_of(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    problems_of(benchmark(tmp_path, {"t": SENTENCE}, {"t": "reverse a list"}, {"t": "sort a list"}))
+    assert "2 of 3 problems have no run of 13 words and are not looked for" in caplog.text
+
+
+def test_a_name_that_two_benchmarks_give_is_told_apart_by_the_file(tmp_path: Path) -> None:
+    first = benchmark(tmp_path, {"task_id": 1, "t": "a b c"})
+    second = benchmark(tmp_path, {"task_id": 1, "t": "d e f"}, name="other.jsonl")
+    found = problems_of(first, second, shared_words=3)
+    assert found.shared(["a b c", "d e f"]) == [{"1": 1}, {"other.jsonl:1": 1}]
+
+
+def test_letter_case_does_not_hide_a_problem(tmp_path: Path) -> None:
+    found = problems_of(benchmark(tmp_path, {"task_id": "A", "t": SENTENCE.title()}))
+    assert found.shared([SENTENCE.upper(), SENTENCE]) == [{"A": 6}, {"A": 6}]
 
 
 def test_a_benchmark_that_is_not_there_is_named(tmp_path: Path) -> None:

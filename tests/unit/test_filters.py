@@ -348,6 +348,18 @@ def test_a_threshold_that_is_named_differs_from_one_that_is_not() -> None:
     assert FilterSettings.model_validate(named.model_dump()) == named
 
 
+@pytest.mark.parametrize(
+    ("by_language", "message"),
+    [
+        ({"python": {}, "Java": {}}, "no such language: Java, python; there are Cython, Python"),
+        ({"Cython": {"syntax": True}}, "syntax: for Python alone, not for Cython"),
+    ],
+)
+def test_thresholds_that_would_do_nothing_are_refused(by_language: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        validate(FilterSettings, {"by_language": by_language}, "recipe")
+
+
 def test_a_wrong_threshold_of_a_language_names_its_place() -> None:
     with pytest.raises(ConfigError, match=r"by_language\.Python\.max_line_lenght: unknown key"):
         validate(FilterSettings, {"by_language": {"Python": {"max_line_lenght": 5}}}, "recipe")

@@ -122,7 +122,6 @@ def test_equal_values_of_signatures_estimate_the_similarity() -> None:
 def test_pairs_are_caught_as_often_as_the_curve_says() -> None:
     assert DEFAULT.catch_probability(0.85) > 0.99
     assert DEFAULT.catch_probability(0.5) < 0.03
-    assert NearDedupSettings(num_bands=13, rows_per_band=19).catch_probability(0.85) < 0.5  # the original's
     chance = np.random.default_rng(5)
     settings = NearDedupSettings(shingle_words=1, min_words=1)
     caught, expected = 0, 0.0
@@ -225,6 +224,22 @@ def test_components_are_those_of_the_graph_of_equal_keys(rows: list[tuple[int, i
     keys = np.array(rows, np.uint64).reshape(len(rows), 3)
     expected = sorted(sorted(group) for group in groups if len(group) > 1)
     assert sorted(group.tolist() for group in components(keys)) == expected
+
+
+def test_bands_that_miss_most_pairs_are_refused_such_as_those_of_the_original() -> None:
+    with pytest.raises(ConfigError, match=r"only 45\.5% of pairs at threshold 0\.85 would be compared"):
+        validate(NearDedupSettings, {"num_bands": 13, "rows_per_band": 19}, "recipe")
+    with pytest.raises(ConfigError, match=r"only 2\.4% of pairs at threshold 0\.5"):
+        validate(NearDedupSettings, {"threshold": 0.5}, "recipe")
+
+
+def test_short_documents_are_caught_as_often_as_long_ones() -> None:
+    chance, caught = random.Random(11), 0
+    for _ in range(200):
+        words = [chance.randrange(10**9) for _ in range(DEFAULT.min_words + 1)]
+        keys = band_keys([program(words), program(words[:-1])], DEFAULT)
+        caught += bool((keys[0] == keys[1]).any())
+    assert caught >= 195
 
 
 def test_more_bands_than_a_signature_has_are_refused() -> None:
