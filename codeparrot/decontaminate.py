@@ -9,7 +9,6 @@ everywhere.
 import gzip
 import json
 import logging
-import re
 import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -21,14 +20,12 @@ from pydantic import Field, PositiveInt
 
 from codeparrot.errors import SourceError
 from codeparrot.settings import Settings
-from codeparrot.shingles import Hashes, Indices, shingles
+from codeparrot.shingles import WORD, Hashes, Indices, shingles
 from codeparrot.storage import sha256_hex
 
 logger = logging.getLogger(__name__)
 
 GZIP = b"\x1f\x8b"
-WORD = re.compile(rb"[0-9A-Za-z_\x80-\xff]+")
-"""As in `codeparrot.shingles`."""
 
 
 class DecontaminateSettings(Settings):

@@ -60,6 +60,11 @@ def document_id(source: str, repository: str, path: str) -> str:
     return f"{source}\0{repository}\0{path}"
 
 
+def origin_of(document_id: str) -> dict[str, str]:
+    """The source, repository and path that an id was made of."""
+    return dict(zip(("source", "repository", "path"), document_id.split("\0"), strict=True))
+
+
 def language_of(path: str) -> str | None:
     """The language by file name, or None."""
     return LANGUAGES.get(path[path.rfind(".") :].lower()) if "." in path else None

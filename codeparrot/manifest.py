@@ -102,6 +102,11 @@ def canonical(value: Any) -> bytes:
     return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=True).encode()
 
 
+def json_lines(rows: Iterable[Mapping[str, Any]]) -> bytes:
+    """A line of JSON for each row."""
+    return "".join(json.dumps(row, sort_keys=True) + "\n" for row in rows).encode()
+
+
 def load_manifest(storage: Storage, prefix: str) -> Manifest | None:
     """The committed output under `prefix`, or None. Raises ManifestError if the manifest cannot be read."""
     path = f"{prefix}/{MANIFEST}"

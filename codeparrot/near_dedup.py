@@ -79,7 +79,7 @@ class Removal:
 
 def signatures(hashes: Hashes, owners: Indices, num_documents: int) -> Hashes:
     """(num_documents, 256) values of 32 bits, the smallest hash of each bin. Documents without shingles: all EMPTY."""
-    assert num_documents <= MAX_DOCUMENTS, "sign shards one by one"
+    assert num_documents <= MAX_DOCUMENTS, "sign them in slices"
     table = np.full(num_documents * NUM_BINS, EMPTY, np.uint64)
     ordered = np.sort((owners.astype(np.uint64) << np.uint64(VALUE_BITS + BIN_BITS)) | (hashes >> np.uint64(24)))
     bins = ordered >> np.uint64(VALUE_BITS)

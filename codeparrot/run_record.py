@@ -6,12 +6,12 @@
 Both are written whole from the history after every checkpoint, so they never hold a step twice, whatever was killed.
 """
 
-import json
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from codeparrot.manifest import json_lines
 from codeparrot.storage import Storage
 
 METRICS = "metrics.jsonl"
@@ -19,11 +19,6 @@ TENSORBOARD = "tensorboard/events.out.tfevents.0000000000.codeparrot"
 NOT_PLOTTED = ("kind", "step", "time", "max_steps")
 
 History = Sequence[Mapping[str, Any]]
-
-
-def metrics_lines(history: History) -> bytes:
-    """The history as JSON lines."""
-    return "".join(json.dumps(event, sort_keys=True) + "\n" for event in history).encode()
 
 
 def tensorboard_events(history: History) -> bytes:
@@ -43,5 +38,5 @@ def tensorboard_events(history: History) -> bytes:
 
 def write_record(storage: Storage, run_prefix: str, history: History) -> None:
     """Write both files. Raises StorageError."""
-    storage.write(f"{run_prefix}/{METRICS}", metrics_lines(history))
+    storage.write(f"{run_prefix}/{METRICS}", json_lines(history))
     storage.write(f"{run_prefix}/{TENSORBOARD}", tensorboard_events(history))

@@ -6,6 +6,7 @@ hashes, wherever they stand and in every process.
 """
 
 import itertools
+import re
 from collections.abc import Sequence
 from functools import cache
 
@@ -15,6 +16,8 @@ import numpy.typing as npt
 Hashes = npt.NDArray[np.uint64]
 Indices = npt.NDArray[np.int64]
 
+WORD = re.compile(rb"[0-9A-Za-z_\x80-\xff]+")
+"""A word, in the bytes of UTF-8."""
 CHUNK_BYTES = 250_000
 """Text whose words are hashed at once: so much that the arrays, 8 bytes per byte, stay in a cache of the processor."""
 KEPT_POWERS = 2 * CHUNK_BYTES
@@ -28,8 +31,8 @@ def odd_numbers(purpose: int, *shape: int) -> Hashes:
 
 @cache
 def _is_word() -> npt.NDArray[np.bool_]:
-    """Whether a byte of UTF-8 belongs to a word: ASCII letters, digits, the underscore, and all that is not ASCII."""
-    return np.array([byte >= 0x80 or chr(byte).isalnum() or byte == ord("_") for byte in range(256)])
+    """Whether a byte of UTF-8 belongs to a word."""
+    return np.array([WORD.fullmatch(bytes([byte])) is not None for byte in range(256)])
 
 
 def shingles(texts: Sequence[str], width: int, min_words: int = 1) -> tuple[Hashes, Indices]:
@@ -83,16 +86,18 @@ def _word_hashes(joined: npt.NDArray[np.uint8], begins: Indices, stops: Indices)
 
 def _powers(base: int, length: int) -> Hashes:
     """base^0 .. base^(length-1), modulo 2^64."""
-    if length <= KEPT_POWERS:
-        return _first_powers(base)[:length]
-    factors = np.full(length, base, np.uint64)
-    factors[0] = 1
-    return np.cumprod(factors, dtype=np.uint64)
+    return _kept_powers(base)[:length] if length <= KEPT_POWERS else _new_powers(base, length)
 
 
 @cache
-def _first_powers(base: int) -> Hashes:
-    return _powers(base, KEPT_POWERS + 1)
+def _kept_powers(base: int) -> Hashes:
+    return _new_powers(base, KEPT_POWERS)
+
+
+def _new_powers(base: int, length: int) -> Hashes:
+    factors = np.full(length, base, np.uint64)
+    factors[0] = 1
+    return np.cumprod(factors, dtype=np.uint64)
 
 
 def mix(hashes: Hashes) -> Hashes:

@@ -22,11 +22,12 @@ from codeparrot.data_order import rank_rows
 from codeparrot.draws import key
 from codeparrot.errors import CheckpointError, TrainingError
 from codeparrot.evaluate import spread
+from codeparrot.manifest import json_lines
 from codeparrot.model import build_model, model_config
 from codeparrot.optimizer import build_optimizer, learning_rate
 from codeparrot.parallel import Agreement, World, exchanging, parallelize, reshard, whole
 from codeparrot.precision import autocast, choose_precision
-from codeparrot.run_record import METRICS, metrics_lines, write_record
+from codeparrot.run_record import METRICS, write_record
 from codeparrot.storage import persist, sha256_hex
 from codeparrot.throughput import flops_per_token, peak_flops
 from codeparrot.train_state import restore, snapshot, state_json
@@ -280,7 +281,7 @@ def save(trainer: Trainer, *, busy: bool = False) -> None:
     with trainer.clock.waiting("checkpoint"):
         trainer.writer.join()
         require_finite(trainer)
-        others = {"train_state.json": state_json(position(trainer)), METRICS: metrics_lines(trainer.history)}
+        others = {"train_state.json": state_json(position(trainer)), METRICS: json_lines(trainer.history)}
         files = snapshot(trainer.model, trainer.optimizer, trainer.world, others, trainer.host)
         trainer.writer.start(trainer.step, files)
 

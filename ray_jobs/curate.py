@@ -5,7 +5,6 @@ each that passes; the driver then knows which of the duplicates stays, near ones
 (`ray_jobs.near_duplicates`), and which repositories are held out; the second writes the splits.
 """
 
-import json
 from collections import Counter, defaultdict
 from functools import partial
 from typing import Any
@@ -15,8 +14,9 @@ import numpy as np
 from codeparrot.config import Recipe
 from codeparrot.decontaminate import Problems, read_benchmarks
 from codeparrot.dedup import exact_duplicates
+from codeparrot.documents import origin_of
 from codeparrot.errors import EmptyCorpusError
-from codeparrot.manifest import File, Manifest
+from codeparrot.manifest import File, Manifest, json_lines
 from codeparrot.near_dedup import Removal
 from codeparrot.splits import SPLITS, CurateSettings, validation_units
 from ray_jobs import near_duplicates
@@ -64,14 +64,12 @@ def run(work: Work) -> Output:
 
 def _contamination(verdicts: list[list[Verdict]]) -> bytes:
     """Every document that shares text with benchmarks, and with which problems how much, as JSON lines."""
-    lines = []
-    for shard in verdicts:
-        for verdict in shard:
-            if verdict.contamination:
-                source, repository, path = verdict.document.split("\0")
-                row = {"source": source, "repository": repository, "path": path, "shared": verdict.contamination}
-                lines.append(json.dumps(row) + "\n")
-    return "".join(lines).encode()
+    return json_lines(
+        {**origin_of(verdict.document), "shared": verdict.contamination}
+        for shard in verdicts
+        for verdict in shard
+        if verdict.contamination
+    )
 
 
 def plan(recipe: Recipe) -> tuple[str, Problems | None]:
@@ -154,9 +152,8 @@ def _gather(work: Work, written: list[Written]) -> tuple[list[File], dict[str, A
         for reason, samples in shard.samples.items():
             pooled[reason] += samples
     chosen = [text for reason in sorted(pooled) for _, text in smallest(pooled[reason], settings)]
-    lines = "".join(json.dumps(text, sort_keys=True) + "\n" for text in chosen)
     files = [file for shard in written for file in shard.files]
-    files.append(work.attempt.write("rejected.jsonl", lines.encode()))
+    files.append(work.attempt.write("rejected.jsonl", json_lines(chosen)))
     files.append(work.attempt.write("attribution.jsonl", _attribution(written)))
     splits = {
         split: {
@@ -187,8 +184,7 @@ def _attribution(written: list[Written]) -> bytes:
     for shard in written:
         total.update(shard.origins)
     rows = sorted(total.items(), key=lambda item: tuple(part or "" for part in item[0]))
-    lines = (json.dumps({**dict(zip(ORIGIN, origin, strict=True)), "num_documents": count}) for origin, count in rows)
-    return "".join(line + "\n" for line in lines).encode()
+    return json_lines({**dict(zip(ORIGIN, origin, strict=True)), "num_documents": count} for origin, count in rows)
 
 
 def summary(manifest: Manifest) -> tuple[str, str]:

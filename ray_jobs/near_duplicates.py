@@ -3,7 +3,6 @@
 The driver holds the band keys of all documents, 200 bytes each by default; the tasks that compare texts read them.
 """
 
-import io
 import logging
 from collections import defaultdict
 from collections.abc import Sequence
@@ -13,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from codeparrot.documents import PARQUET_COMPRESSION, from_parquet
+from codeparrot.documents import from_parquet, origin_of, to_parquet
 from codeparrot.manifest import Manifest
 from codeparrot.near_dedup import NearDedupSettings, Removal, components, near_duplicates
 from codeparrot.shingles import Hashes, distinct, shingles
@@ -75,7 +74,7 @@ def find(
             "curate: near     a group of %s documents may be near duplicates of each other, for example %s; if they "
             "are not, this takes long: filter what they share, or raise curate.near_dedup.rows_per_band",
             f"{largest:,}",
-            " and ".join(ids[index].replace("\0", "/") for index in max(groups, key=len)[:2]),
+            " and ".join("/".join(origin_of(ids[index]).values()) for index in max(groups, key=len)[:2]),
         )
     compare = partial(_compare, uri=uri, raw=raw, settings=settings)
     found = spread("curate: near", _batches(groups, places, keys), compare, "batches")
@@ -129,12 +128,11 @@ def audit(removals: Sequence[Removal], documents: Sequence[str]) -> bytes:
     `documents` are the ids (source, repository and path, joined by NUL) of all documents, by index.
     """
     import pyarrow as pa
-    import pyarrow.parquet as pq
 
     columns: dict[str, list[Any]] = defaultdict(list)
     for removal in removals:
         for which, index in (("removed", removal.index), ("kept", removal.kept)):
-            for name, value in zip(("source", "repository", "path"), documents[index].split("\0"), strict=True):
+            for name, value in origin_of(documents[index]).items():
                 columns[f"{which}_{name}"].append(value)
         columns["jaccard"].append(removal.similarity)
     fields = [
@@ -143,10 +141,4 @@ def audit(removals: Sequence[Removal], documents: Sequence[str]) -> bytes:
         for name in ("source", "repository", "path")
     ]
     schema = pa.schema([*fields, pa.field("jaccard", pa.float64())])
-    sink = io.BytesIO()
-    pq.write_table(
-        pa.Table.from_pydict({name: columns[name] for name in schema.names}, schema),
-        sink,
-        compression=PARQUET_COMPRESSION,
-    )
-    return sink.getvalue()
+    return to_parquet(pa.Table.from_pydict({name: columns[name] for name in schema.names}, schema))

@@ -13,10 +13,10 @@ from codeparrot.config import Recipe
 from codeparrot.errors import CheckpointError, EmptyCorpusError, LeaseError, TrainingError
 from codeparrot.launch import checkpoint_store, training_job
 from codeparrot.lease import require_holder
-from codeparrot.manifest import Manifest, write_file
+from codeparrot.manifest import Manifest, json_lines, write_file
 from codeparrot.model import export_files
 from codeparrot.parallel import World, whole
-from codeparrot.run_record import METRICS, metrics_lines
+from codeparrot.run_record import METRICS
 from codeparrot.storage import Storage, open_storage
 from codeparrot.train import fit
 from codeparrot.training_job import Trainer
@@ -165,7 +165,7 @@ def _write_export(
     named = export_files(model, weights)
     named |= {name: tokenizer.read(storage, name) for name in TOKENIZER_FILES}
     files = [write_file(storage, folder, f"export/{name}", data) for name, data in named.items()]
-    files.append(write_file(storage, folder, METRICS, metrics_lines(trainer.history)))
+    files.append(write_file(storage, folder, METRICS, json_lines(trainer.history)))
     return [vars(file) for file in files]
 
 

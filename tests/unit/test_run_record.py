@@ -2,7 +2,8 @@
 
 import json
 
-from codeparrot.run_record import TENSORBOARD, metrics_lines, tensorboard_events, write_record
+from codeparrot.manifest import json_lines
+from codeparrot.run_record import TENSORBOARD, tensorboard_events, write_record
 from codeparrot.storage import LocalStorage
 
 HISTORY = [
@@ -13,7 +14,7 @@ HISTORY = [
 
 
 def test_metrics_are_one_json_object_a_line() -> None:
-    assert [json.loads(line) for line in metrics_lines(HISTORY).splitlines()] == HISTORY
+    assert [json.loads(line) for line in json_lines(HISTORY).splitlines()] == HISTORY
 
 
 def test_tensorboard_gets_the_numbers_under_their_kind() -> None:
@@ -26,5 +27,5 @@ def test_tensorboard_gets_the_numbers_under_their_kind() -> None:
 def test_both_files_are_replaced_whole(storage: LocalStorage) -> None:
     write_record(storage, "runs/tiny", HISTORY[:1])
     write_record(storage, "runs/tiny", HISTORY)
-    assert storage.read("runs/tiny/metrics.jsonl") == metrics_lines(HISTORY)
+    assert storage.read("runs/tiny/metrics.jsonl") == json_lines(HISTORY)
     assert [path for path, _ in storage.list("runs/tiny/tensorboard/")] == [f"runs/tiny/{TENSORBOARD}"]

@@ -22,11 +22,11 @@ from codeparrot.config import Recipe, load_recipe
 from codeparrot.errors import StoreUnreachable
 from codeparrot.hub import block, cell
 from codeparrot.lease import holding
-from codeparrot.manifest import Attempt, Manifest, canonical, load_manifest
+from codeparrot.manifest import Attempt, Manifest, canonical, json_lines, load_manifest
 from codeparrot.model import build_model, export_files, model_config
 from codeparrot.optimizer import build_optimizer
 from codeparrot.parallel import World
-from codeparrot.run_record import METRICS, metrics_lines
+from codeparrot.run_record import METRICS
 from codeparrot.runs import find_runs
 from codeparrot.storage import LocalStorage, sha256_hex
 from codeparrot.tokenizer import tokenizer_files, train_tokenizer
@@ -121,7 +121,7 @@ class Store:
             model(input_ids=torch.arange(MAX_SEQ_LEN)[None] + step).logits.square().mean().backward()
             optimizer.step()
             history.append({"kind": "evaluation", "step": step, "validation_loss": 6 - step / 10})
-            others = {"train_state.json": state_json({"step": step}), METRICS: metrics_lines(history)}
+            others = {"train_state.json": state_json({"step": step}), METRICS: json_lines(history)}
             for rank in range(WORLD_SIZE):
                 checkpoints.write_part(step, rank, snapshot(model, optimizer, World(rank, WORLD_SIZE), others, {})())
             parts = checkpoints.parts(step, WORLD_SIZE)
