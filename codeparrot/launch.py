@@ -15,7 +15,7 @@ import signal
 import sys
 from collections.abc import Iterator, Mapping
 from types import FrameType
-from typing import Any
+from typing import Any, NoReturn
 
 from codeparrot.checkpoint import CheckpointStore, Identity
 from codeparrot.code_version import code_version
@@ -151,6 +151,17 @@ def _lease(storage: Storage, recipe: Recipe, world: World) -> Iterator[Lease | N
         yield None
 
 
+def leave(code: int) -> NoReturn:
+    """End this rank with an exit code, at once.
+
+    Threads of a process group can outlive it (DDP keeps it), and one that lets go of a tensor while the interpreter
+    is taken down aborts the process.
+    """
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
+
+
 def main() -> int:
     """The command line."""
     parser = argparse.ArgumentParser(prog="python -m codeparrot.launch", description="Train without Ray.")
@@ -166,4 +177,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    leave(main())

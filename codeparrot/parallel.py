@@ -144,13 +144,14 @@ class Agreement:
         return seen
 
     def close(self) -> None:
-        """End it: what is under way must not outlive the process group. Collective."""
+        """End it, and its threads: what is under way must not outlive the process group. Collective."""
         from torch import distributed
 
         if self._group is not None:
             if self._pending is not None:
                 self._pending.wait()
             distributed.destroy_process_group(self._group)
+            self._group = self._pending = None  # its threads end with the last reference to it
 
     def from_first(self, value: T) -> T:
         """The value of rank 0, on all ranks. Collective."""

@@ -15,6 +15,7 @@ from codeparrot import lease as module
 from codeparrot.errors import LeaseHeld, LeaseLost, PreconditionFailed, StorageError, StoreUnreachable
 from codeparrot.lease import Lease, holding, require_holder
 from codeparrot.storage import LocalStorage
+from tests.unit.conftest import wait_until
 
 PREFIX = "runs/tiny"
 PATH = f"{PREFIX}/lease.json"
@@ -342,13 +343,6 @@ def test_a_store_that_does_not_answer_costs_nobody_the_lease(
         assert lease.sequence == 1
     assert stored(storage)["released"]
     assert caplog.messages[0] == f"{PREFIX}: cannot renew the lease now: nobody answers"
-
-
-def wait_until(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 30
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.002)
 
 
 def test_a_lease_is_kept_for_the_length_of_a_block(storage: FaultyStorage, monkeypatch: pytest.MonkeyPatch) -> None:

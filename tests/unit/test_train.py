@@ -15,6 +15,7 @@ from codeparrot import train
 from codeparrot.checkpoint import CheckpointStore, Identity
 from codeparrot.dataloader import PackedRows
 from codeparrot.errors import TrainingError
+from codeparrot.launch import leave
 from codeparrot.loss import NextTokenLoss
 from codeparrot.manifest import Attempt, Manifest, load_manifest
 from codeparrot.model import ModelSettings, build_model, model_config, num_parameters
@@ -242,6 +243,7 @@ def _rank_with(rank: int, world_size: int, folder: str, port: int, name: str, se
     if rank == 0:
         (Path(folder) / f"{name}.json").write_text(json.dumps({"history": learned(trainer), "weights": state}))
     torch.distributed.destroy_process_group()
+    leave(0)
 
 
 def with_ranks(folder: Path, name: str, port: int, *, world_size: int = 2, **settings: Any) -> Any:
