@@ -75,7 +75,7 @@ unit: $(VENV)/.test ## The unit tests alone (seconds)
 chaos: $(VENV)/.test ## Kill the workers of one training run fifty times (about a quarter of an hour)
 	@CODEPARROT_NUM_KILLS=50 $(PY) -m pytest tests/integration/test_chaos.py -k random --timeout 3600
 
-bench: $(VENV)/.test ## Measure against peers (ONLY=id for one)
+bench: $(VENV)/.test $(VENV)/.peers ## Measure against peers (ONLY=id for one)
 	@$(PY) -m benchmarks $(ONLY)
 
 lint: $(VENV)/.test ## ruff, mypy, import-linter
@@ -96,6 +96,8 @@ lock: $(VENV)/.uv ## Renew the locks of the dependencies
 	@echo uv | $(VENV)/bin/uv pip compile - $(LOCK) --upgrade -o requirements-uv.lock
 	@echo cyclonedx-bom | $(VENV)/bin/uv pip compile - $(LOCK) --upgrade -o requirements-sbom.lock
 	@$(call compile,,requirements.lock)
+	@echo accelerate datasketch duckdb scipy trl | tr ' ' '\n' \
+		| $(VENV)/bin/uv pip compile - --no-deps --constraint requirements.lock $(LOCK) --upgrade -o requirements-peers.lock
 	@$(call compile,--extra dev --constraint requirements.lock,requirements-dev.lock)
 
 LOCK := --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-emit-find-links \
@@ -124,6 +126,13 @@ $(VENV)/.test: $(VENV)/.run requirements-dev.lock
 $(VENV)/.sbom: $(VENV)/.uv requirements-sbom.lock
 	@$(VENV)/bin/uv venv --quiet --clear --python $(PY) $(VENV)/sbom
 	@$(VENV)/bin/uv pip install --quiet --python $(VENV)/sbom/bin/python --require-hashes -r requirements-sbom.lock
+	@touch $@
+
+# Apart from the rest, where only the benchmarks find it.
+$(VENV)/.peers: $(VENV)/.uv requirements-peers.lock
+	@echo "installing what the benchmarks compare with"
+	@rm -rf $(VENV)/peers
+	@$(VENV)/bin/uv pip install --quiet --target $(VENV)/peers --no-deps --require-hashes -r requirements-peers.lock
 	@touch $@
 
 $(VENV)/.chart: $(VENV)/.uv tests/chart/tools/go.mod tests/chart/tools/go.sum

@@ -6,6 +6,7 @@ Every `bench_ID.py` holds one `BENCHMARK`; what it printed last lies in `results
     corpus                     packed rows of real code in an S3 store, made without Ray
     runs                       training runs as commands, and inside this process
     peers                      the original CodeParrot training loop, and other plain ways to do it
+    code                       the Python files of the installed packages
     memory_worker              one rank whose memory is measured
     allreduce_worker           one rank whose gradients are summed
     bench_ddp_vs_torchrun      Ray Train against torchrun
@@ -17,4 +18,14 @@ Every `bench_ID.py` holds one `BENCHMARK`; what it printed last lies in `results
     bench_recovery             a killed worker against a cold start
     bench_shm_allreduce        gradients summed in shared memory against gloo
     bench_memory_per_worker    memory against what training needs on paper
+    bench_bpe_training         learning a tokenizer's merges
+    bench_encode               text to token ids
+    bench_exact_dedup          exact duplicates against a query of DuckDB
+    bench_near_dedup           near duplicates against datasketch
 """
+
+import sys
+from pathlib import Path
+
+sys.path.append(str(Path(sys.prefix) / "peers"))
+"""Where `make bench` installs what is compared with, and nothing else finds it."""

@@ -21,8 +21,8 @@ from pydantic import Field, PositiveInt, model_validator
 from codeparrot.settings import Settings
 from codeparrot.shingles import Hashes, Indices, mix, odd_numbers, shingles
 
-SLICE_DOCUMENTS = 4096
-"""Documents that are signed at once, in some 10 kB of memory each."""
+SLICE_DOCUMENTS = 256
+"""Documents that are signed at once: so few that the arrays stay in a cache of the processor."""
 MIN_CATCH_PROBABILITY = 0.9
 NUM_BINS = 256
 BIN_BITS = 8

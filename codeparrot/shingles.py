@@ -1,10 +1,11 @@
 """Shingles: the runs of consecutive words in a text, as 64-bit hashes, without a loop over characters or words.
 
-A word is a run of letters, digits, underscores and characters beyond ASCII. Its hash is a difference of prefix sums
-over a polynomial modulo 2^64, so that neither a character nor a word passes through Python. Equal runs have equal
-hashes, wherever they stand and in every process.
+A word is a run of letters, digits, underscores and characters beyond ASCII. Its bytes are hashed eight at a time, for
+all words of a chunk at once, so that neither a character nor a word passes through Python; words of at most eight bytes
+never collide. Equal runs have equal hashes, wherever they stand and in every process.
 """
 
+import hashlib
 import itertools
 import re
 from collections.abc import Sequence
@@ -18,21 +19,21 @@ Indices = npt.NDArray[np.int64]
 
 WORD = re.compile(rb"[0-9A-Za-z_\x80-\xff]+")
 """A word, in the bytes of UTF-8."""
+IS_WORD = bytes(WORD.fullmatch(bytes([byte])) is not None for byte in range(256))
+"""1 for every byte of words, else 0."""
 CHUNK_BYTES = 250_000
-"""Text whose words are hashed at once: so much that the arrays, 8 bytes per byte, stay in a cache of the processor."""
-KEPT_POWERS = 2 * CHUNK_BYTES
+"""Text whose words are hashed at once: so much that the arrays stay in a cache of the processor."""
+LANE = 8
+"""Bytes that are hashed at once."""
+LANE_MASKS = np.array([(1 << 8 * size) - 1 for size in range(LANE + 1)], np.uint64)
+LONG_WORD = 256
+"""Words of more bytes, which are data rather than words, are hashed one by one."""
 
 
 @cache
 def odd_numbers(purpose: int, *shape: int) -> Hashes:
     """Odd 64-bit numbers that never change."""
     return np.random.Generator(np.random.PCG64(purpose)).integers(0, 2**64, shape, np.uint64) | np.uint64(1)
-
-
-@cache
-def _is_word() -> npt.NDArray[np.bool_]:
-    """Whether a byte of UTF-8 belongs to a word."""
-    return np.array([WORD.fullmatch(bytes([byte])) is not None for byte in range(256)])
 
 
 def shingles(texts: Sequence[str], width: int, min_words: int = 1) -> tuple[Hashes, Indices]:
@@ -57,47 +58,42 @@ def shingles(texts: Sequence[str], width: int, min_words: int = 1) -> tuple[Hash
 
 
 def _shingles_of(data: Sequence[bytes], width: int, min_words: int) -> tuple[Hashes, Indices]:
-    joined = np.frombuffer(b"\n".join(data) + b"\n", np.uint8)
-    ends = np.cumsum([len(text) + 1 for text in data])
-    inside = np.concatenate([[False], _is_word()[joined]])
-    begins = np.flatnonzero(inside[1:] & ~inside[:-1])
-    stops = np.flatnonzero(~inside[1:] & inside[:-1])
+    joined = b"\n".join(data) + b"\n"
+    begins, stops = _words(joined)
     words = _word_hashes(joined, begins, stops)
-    owners = np.searchsorted(ends, begins, side="right")
-    enough = np.bincount(owners, minlength=len(data)) >= min_words
+    counts = np.diff(np.searchsorted(begins, np.cumsum([len(text) + 1 for text in data])), prepend=0)
+    owners = np.repeat(np.arange(len(data)), counts)
     num_shingles = max(0, len(words) - width + 1)
     mixed = np.zeros(num_shingles, np.uint64)
     for place, factor in enumerate(odd_numbers(2, width)):
         mixed += words[place : place + num_shingles] * factor
     first, last = owners[:num_shingles], owners[width - 1 : width - 1 + num_shingles]
-    whole = (first == last) & enough[first]
+    whole = (first == last) & (counts >= min_words)[first]
     return mix(mixed[whole]), first[whole]
 
 
-def _word_hashes(joined: npt.NDArray[np.uint8], begins: Indices, stops: Indices) -> Hashes:
-    """Of every word, sum(c_j * B^j) with j from its first byte: a difference of prefix sums times B^-begin."""
-    base = int(odd_numbers(0, 1)[0])
-    length = len(joined) + 1
-    powers, inverses = _powers(base, length), _powers(pow(base, -1, 2**64), length)
-    sums = np.zeros(length, np.uint64)
-    np.cumsum(odd_numbers(1, 256)[joined] * powers[:-1], out=sums[1:])
-    return mix((sums[stops] - sums[begins]) * inverses[begins])
+def _words(text: bytes) -> tuple[Indices, Indices]:
+    """Where each word begins, and where it stops. The text ends with what is no word."""
+    inside = np.frombuffer(b"\0" + text.translate(IS_WORD), np.uint8)
+    borders = np.flatnonzero(inside[1:] != inside[:-1])
+    return borders[0::2], borders[1::2]
 
 
-def _powers(base: int, length: int) -> Hashes:
-    """base^0 .. base^(length-1), modulo 2^64."""
-    return _kept_powers(base)[:length] if length <= KEPT_POWERS else _new_powers(base, length)
-
-
-@cache
-def _kept_powers(base: int) -> Hashes:
-    return _new_powers(base, KEPT_POWERS)
-
-
-def _new_powers(base: int, length: int) -> Hashes:
-    factors = np.full(length, base, np.uint64)
-    factors[0] = 1
-    return np.cumprod(factors, dtype=np.uint64)
+def _word_hashes(text: bytes, begins: Indices, stops: Indices) -> Hashes:
+    lanes: Hashes = np.ndarray(len(text), np.dtype("<u8"), text + bytes(LANE), strides=(1,))  # begins at every byte
+    lengths = stops - begins
+    hashes = lanes[begins] & LANE_MASKS[np.minimum(lengths, LANE)]
+    rest = np.flatnonzero((lengths > LANE) & (lengths <= LONG_WORD))
+    for offset in range(LANE, LONG_WORD, LANE):
+        if not len(rest):
+            break
+        lane = lanes[begins[rest] + offset] & LANE_MASKS[np.minimum(lengths[rest] - offset, LANE)]
+        hashes[rest] = mix(hashes[rest]) ^ lane
+        rest = rest[lengths[rest] > offset + LANE]
+    for index in np.flatnonzero(lengths > LONG_WORD).tolist():
+        digest = hashlib.blake2b(text[begins[index] : stops[index]], digest_size=LANE).digest()
+        hashes[index] = int.from_bytes(digest, "little")
+    return mix(hashes)
 
 
 def mix(hashes: Hashes) -> Hashes:

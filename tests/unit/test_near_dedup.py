@@ -21,7 +21,7 @@ from codeparrot.near_dedup import (
     signatures,
 )
 from codeparrot.settings import validate
-from codeparrot.shingles import CHUNK_BYTES, Hashes, Indices, distinct, shingles
+from codeparrot.shingles import CHUNK_BYTES, LONG_WORD, Hashes, Indices, distinct, shingles
 
 SMALL = NearDedupSettings(shingle_words=2, min_words=3)
 DEFAULT = NearDedupSettings()
@@ -67,6 +67,28 @@ def test_shingles_are_those_of_the_words_wherever_a_document_stands(texts: list[
     assert [len(hashes) for hashes in sets] == [len(shingled) for shingled in expected]
     for index, text in enumerate(texts):
         assert np.array_equal(sets[index], sets_of([text], SMALL)[0])
+
+
+@pytest.mark.parametrize("length", [1, 7, 8, 9, 16, 17, LONG_WORD - 1, LONG_WORD, LONG_WORD + 1, 4 * LONG_WORD])
+def test_a_word_counts_to_its_last_byte(length: int) -> None:
+    word = "".join(random.Random(length).choices("abcdef", k=length))
+    others = [word[:place] + "_" + word[place + 1 :] for place in range(length)] + [word[:-1], word + "a", word * 2]
+    hashes, _ = shingles([word, *others], width=1)
+    assert len({*hashes.tolist()}) == len({word, *others} - {""})
+
+
+def test_words_that_collide_in_every_polynomial_modulo_a_power_of_two_are_told_apart() -> None:
+    """Those of Thue and Morse, of 2,048 letters and of 128: what differs has equal sums of even and odd places."""
+    for doublings in (7, 11):
+        first, second = "a", "b"
+        for _ in range(doublings):
+            first, second = first + second, second + first
+        assert len({*shingles([first, second], width=1)[0].tolist()}) == 2
+
+
+def test_hashes_are_the_same_on_every_machine() -> None:
+    hashes, _ = shingles(["def mean(values): return sum(values)"], width=5)
+    assert hashes.tolist() == [16134911469886790766, 3086627539519920541]
 
 
 @given(TEXT, TEXT)
