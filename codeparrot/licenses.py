@@ -1,4 +1,4 @@
-"""Licences as SPDX expressions: read from package metadata, judged against an allow-list.
+"""Licences as SPDX expressions: read from package metadata and from files themselves, judged against an allow-list.
 
 Parsing and the list of known identifiers are the `license-expression` library's.
 """
@@ -61,6 +61,12 @@ SPELLINGS = {
 
 MAX_FIELD_LENGTH = 200  # longer ones are the licence's text, not its name
 
+END_OF_COMMENT = " \t\r*/->\"'"
+HEADER_CHARACTERS = 4096
+"""Where a file may declare its licence, from its begin."""
+HEADER = re.compile(r"^[^\w\n]{0,8}SPDX-License-Identifier:([^\n]*)", re.MULTILINE)
+"""A line of its own, maybe after the marks of a comment (https://spdx.dev/learn/handling-license-info)."""
+
 
 @lru_cache(maxsize=1)
 def _licensing() -> "Licensing":
@@ -101,6 +107,21 @@ def license_from_metadata(metadata: Message) -> str | None:
     if len(known) > 1:
         return None  # "and" or "or"? The classifiers do not say.
     return spdx(metadata.get("License") or "")
+
+
+def license_of_file(content: str, otherwise: str | None) -> str | None:
+    """What a file declares by `SPDX-License-Identifier`, else `otherwise`. None if it declares what is no expression.
+
+    Of several, all hold: a file that took code from others names their licences too.
+    """
+    declared = {*HEADER.findall(content, 0, HEADER_CHARACTERS)} if "SPDX-License-Identifier:" in content else set()
+    if not declared:
+        return otherwise
+    expressions = [spdx(text.strip(END_OF_COMMENT)) for text in sorted(declared)]
+    known = sorted({expression for expression in expressions if expression is not None})
+    if len(known) < len({*expressions}):
+        return None
+    return known[0] if len(known) == 1 else spdx(" AND ".join(f"({expression})" for expression in known))
 
 
 @lru_cache(maxsize=4096)

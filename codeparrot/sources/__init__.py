@@ -8,7 +8,7 @@ depends on the seed and on each entry alone, never on the order of a directory l
 """
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Annotated, Protocol
 
 from pydantic import Field, PositiveInt, model_validator
@@ -16,6 +16,7 @@ from pydantic import Field, PositiveInt, model_validator
 from codeparrot.documents import Document, ReadReason, document_id, make_document
 from codeparrot.draws import key
 from codeparrot.errors import EmptyCorpusError
+from codeparrot.licenses import license_of_file
 from codeparrot.settings import Settings
 from codeparrot.sources.directory import DirectorySettings, DirectorySource
 from codeparrot.sources.entry import Entry, read_entry
@@ -125,7 +126,7 @@ def read(entries: Sequence[Entry], max_file_bytes: int) -> Read:
 
 
 def _document(entry: Entry, data: bytes) -> Document | ReadReason:
-    return make_document(
+    document = make_document(
         data,
         source=entry.source,
         repository=entry.repository,
@@ -133,3 +134,6 @@ def _document(entry: Entry, data: bytes) -> Document | ReadReason:
         revision=entry.revision,
         license=entry.license,
     )
+    if isinstance(document, ReadReason):
+        return document
+    return replace(document, license=license_of_file(document.content, entry.license))

@@ -4,7 +4,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from codeparrot.licenses import MAX_FIELD_LENGTH, SPELLINGS, TROVE, allowed, license_from_metadata, spdx
+from codeparrot.licenses import (
+    MAX_FIELD_LENGTH,
+    SPELLINGS,
+    TROVE,
+    allowed,
+    license_from_metadata,
+    license_of_file,
+    spdx,
+)
 
 WORDS = st.sampled_from(
     ["MIT", "GPL-2.0", "Apache-2.0", "AND", "OR", "WITH", "(", ")", "/", ",", "+", "LLVM-exception", "foo", "\n", "'"]
@@ -117,3 +125,39 @@ def test_an_allow_list_satisfies_any_side_of_or_and_every_side_of_and(
 @given(TEXTS)
 def test_nothing_is_allowed_by_an_empty_list(text: str) -> None:
     assert not allowed(text, frozenset())
+
+
+@pytest.mark.parametrize(
+    ("head", "license"),
+    [
+        ("# SPDX-License-Identifier: MIT\nx = 1\n", "MIT"),
+        ("#!/usr/bin/env python\n#\n# Copyright\n#   SPDX-License-Identifier:  GPL-2.0+\n", "GPL-2.0-or-later"),
+        (
+            '"""A module.\n\nSPDX-License-Identifier: Apache-2.0 WITH LLVM-exception"""\n',
+            "Apache-2.0 WITH LLVM-exception",
+        ),
+        ("/* SPDX-License-Identifier: (MIT OR Apache-2.0) */\n", "MIT OR Apache-2.0"),
+        ("<!-- SPDX-License-Identifier: BSD-2-Clause -->\n", "BSD-2-Clause"),
+        ("# SPDX-License-Identifier: MIT\n# SPDX-License-Identifier: BSD-3-Clause\n", "BSD-3-Clause AND MIT"),
+        ("# SPDX-License-Identifier: MIT\n# SPDX-License-Identifier: mit\n", "MIT"),
+        (
+            "# SPDX-License-Identifier: MIT\n# SPDX-License-Identifier: GPL-2.0-only OR Apache-2.0\n",
+            "(GPL-2.0-only OR Apache-2.0) AND MIT",
+        ),
+        ("# SPDX-License-Identifier: LicenseRef-Proprietary\n", "LicenseRef-Proprietary"),
+        ("# SPDX-License-Identifier: our own, ask us\n", None),
+        ("# SPDX-License-Identifier: MIT\n# SPDX-License-Identifier: our own\n", None),
+        ("# SPDX-License-Identifier:\nx = 1\n", None),
+        ('tag = "SPDX-License-Identifier: GPL-3.0-only"\n', "ISC"),
+        ("x = 1\n" * 1000 + "# SPDX-License-Identifier: MIT\n", "ISC"),
+        ("x = 1\n", "ISC"),
+    ],
+)
+def test_what_a_file_declares_wins_over_what_is_known_of_its_repository(head: str, license: str | None) -> None:
+    assert license_of_file(head, "ISC") == license
+
+
+@given(st.lists(WORDS | st.just("\n# SPDX-License-Identifier: "), max_size=12).map("".join))
+def test_whatever_a_file_declares_is_an_expression_or_unknown(text: str) -> None:
+    found = license_of_file(text, None)
+    assert found is None or spdx(found) == found
