@@ -1,9 +1,11 @@
-"""Licences as SPDX expressions: read from package metadata and from files themselves, judged against an allow-list.
+"""Licences as SPDX expressions: from package metadata, licence files and files themselves; and allow-lists.
 
-Parsing and the list of known identifiers are the `license-expression` library's.
+Parsing and the list of known identifiers are the `license-expression` library's; licence texts are recognised by
+`identify`, which compares them with those of choosealicense.com.
 """
 
 import re
+import tempfile
 from collections.abc import Collection
 from email.message import Message
 from functools import lru_cache
@@ -59,6 +61,13 @@ SPELLINGS = {
 }
 """Free-text licence fields in common use."""
 
+LICENSE_FILE = re.compile(r"(?:UN)?LICEN[CS]E(?:[-_.][^/]*)?|COPYING(?:\.(?:txt|md|rst))?", re.IGNORECASE)
+"""The name of a file that holds the licence of what lies beside it and below."""
+NO_LICENSE_TEXT = (".py", ".pyi", ".json", ".html", ".toml", ".yaml", ".yml")
+"""What a program about licences may be called."""
+COPYRIGHT_IN_TEXT = re.compile(r"\s+(?=copyright (?:holder|owner|notice|licen[cs]e|law|interest))", re.IGNORECASE)
+"""Not the begin of a line that names who holds it, which `identify` leaves out, wherever the text was wrapped."""
+MAX_TEXT_LENGTH = 100_000
 MAX_FIELD_LENGTH = 200  # longer ones are the licence's text, not its name
 
 END_OF_COMMENT = " \t\r*/->\"'"
@@ -122,6 +131,25 @@ def license_of_file(content: str, otherwise: str | None) -> str | None:
     if len(known) < len({*expressions}):
         return None
     return known[0] if len(known) == 1 else spdx(" AND ".join(f"({expression})" for expression in known))
+
+
+def is_license_file(path: str) -> bool:
+    """Whether the file holds a licence, by its name."""
+    name = path.rsplit("/", 1)[-1]
+    return LICENSE_FILE.fullmatch(name) is not None and not name.lower().endswith(NO_LICENSE_TEXT)
+
+
+@lru_cache(maxsize=4096)
+def license_of_text(text: str) -> str | None:
+    """The licence that a licence file holds, if it is one known text but for names, dates and up to 5 % of it."""
+    from identify.identify import license_id
+
+    if len(text) > MAX_TEXT_LENGTH:
+        return None
+    with tempfile.NamedTemporaryFile("w", encoding="utf-8") as file:
+        file.write(COPYRIGHT_IN_TEXT.sub(" ", text))
+        file.flush()
+        return spdx(license_id(file.name) or "")
 
 
 @lru_cache(maxsize=4096)

@@ -1,4 +1,6 @@
 from email.message import Message
+from importlib.metadata import distributions
+from typing import cast
 
 import pytest
 from hypothesis import given
@@ -9,8 +11,10 @@ from codeparrot.licenses import (
     SPELLINGS,
     TROVE,
     allowed,
+    is_license_file,
     license_from_metadata,
     license_of_file,
+    license_of_text,
     spdx,
 )
 
@@ -161,3 +165,74 @@ def test_what_a_file_declares_wins_over_what_is_known_of_its_repository(head: st
 def test_whatever_a_file_declares_is_an_expression_or_unknown(text: str) -> None:
     found = license_of_file(text, None)
     assert found is None or spdx(found) == found
+
+
+@pytest.mark.parametrize(
+    ("path", "is_one"),
+    [
+        ("LICENSE", True),
+        ("LICENCE.md", True),
+        ("src/license.txt", True),
+        ("LICENSE-MIT", True),
+        ("UNLICENSE", True),
+        ("COPYING", True),
+        ("COPYING.txt", True),
+        ("license.py", False),
+        ("licenses.json", False),
+        ("LICENSE/x", False),
+        ("COPYING.cpp", False),
+        ("my_license", False),
+    ],
+)
+def test_licence_files_are_known_by_their_names(path: str, is_one: bool) -> None:
+    assert is_license_file(path) is is_one
+
+
+MIT_TEXT = """MIT License
+
+Copyright (c) 2026 Somebody
+
+Permission is hereby granted, free of charge, to any person obtaining a copy of this software and associated
+documentation files (the "Software"), to deal in the Software without restriction, including without limitation the
+rights to use, copy, modify, merge, publish, distribute, sublicense, and/or sell copies of the Software, and to permit
+persons to whom the Software is furnished to do so, subject to the following conditions:
+
+The above copyright notice and this permission notice shall be included in all copies or substantial portions of the
+Software.
+
+THE SOFTWARE IS PROVIDED "AS IS", WITHOUT WARRANTY OF ANY KIND, EXPRESS OR IMPLIED, INCLUDING BUT NOT LIMITED TO THE
+WARRANTIES OF MERCHANTABILITY, FITNESS FOR A PARTICULAR PURPOSE AND NONINFRINGEMENT. IN NO EVENT SHALL THE AUTHORS OR
+COPYRIGHT HOLDERS BE LIABLE FOR ANY CLAIM, DAMAGES OR OTHER LIABILITY, WHETHER IN AN ACTION OF CONTRACT, TORT OR
+OTHERWISE, ARISING FROM, OUT OF OR IN CONNECTION WITH THE SOFTWARE OR THE USE OR OTHER DEALINGS IN THE SOFTWARE.
+"""
+
+
+@pytest.mark.parametrize(
+    ("text", "license"),
+    [
+        (MIT_TEXT, "MIT"),
+        (MIT_TEXT.replace("Somebody", "Somebody Else, Inc."), "MIT"),
+        (MIT_TEXT + "\n" + MIT_TEXT.replace("sell", "never sell"), None),
+        ("All rights reserved.\n", None),
+        ("", None),
+        ("\0" * 200_000, None),
+    ],
+)
+def test_the_text_of_a_licence_is_recognised(text: str, license: str | None) -> None:
+    assert license_of_text(text) == license
+
+
+def test_installed_packages_hold_the_licences_that_their_metadata_tell() -> None:
+    """Where both are known and there is one licence file. Classifiers do not tell the kinds of BSD licences apart."""
+    agree = differ = 0
+    for distribution in distributions():
+        told = license_from_metadata(cast("Message", distribution.metadata))
+        texts = [file for file in distribution.files or () if ".dist-info/" in str(file) and is_license_file(file.name)]
+        if told is None or " " in told or len(texts) != 1:
+            continue
+        found = license_of_text(texts[0].read_text("utf-8"))
+        if found is not None:
+            same = found == told or {found, told} <= {"BSD-2-Clause", "BSD-3-Clause"}
+            agree, differ = agree + same, differ + (not same)
+    assert agree > 50
+    assert differ <= agree // 50
