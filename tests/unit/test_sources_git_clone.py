@@ -15,6 +15,7 @@ import pytest
 
 from codeparrot.errors import SourceError
 from codeparrot.sources import read
+from ray_jobs import clean
 from tests.unit.git_doubles import commit, entries_of, fake_git, git
 
 LIMIT = 1_000_000
@@ -52,6 +53,16 @@ def test_a_clone_is_kept_without_history_and_fetched_once(
     assert clone.parent.stat().st_mode & 0o077 == 0
 
 
+def test_make_clean_removes_clones(tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ray_jobs.clean.sweep", lambda: None)
+    monkeypatch.setenv("CODEPARROT_STATE", str(tmp_path / "state"))
+    commit(tmp_path / "r", {b"a.py": X})
+    entries_of(f"file://{tmp_path}/r")
+    assert clones(cache)
+    assert clean.main() == 0
+    assert not cache.exists()
+
+
 def test_a_branch_that_has_moved_is_another_commit(tmp_path: Path, cache: Path) -> None:
     url = f"file://{tmp_path}/r"
     first = commit(tmp_path / "r", {b"a.py": b"first = 1\n"})
@@ -87,7 +98,8 @@ def test_a_clone_that_was_cut_off_is_made_anew(tmp_path: Path, cache: Path) -> N
     url = f"file://{tmp_path}/r"
     leave = 'cd "$2" && echo rubbish > objects/pack/tmp_pack_x && touch shallow.lock HEAD.lock && : > HEAD'
     programs = fake_git(tmp_path / "bin", f"*' fetch '*) {leave} && kill -9 $PPID; exit 1;;")
-    code = f"from tests.unit.git_doubles import entries_of; entries_of({url!r})"
+    code = f"from ray_jobs import clean
+from tests.unit.git_doubles import entries_of; entries_of({url!r})"
     environment = {**os.environ, "PATH": f"{programs}:{os.environ['PATH']}"}
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=environment, check=False)
     assert done.returncode == -signal.SIGKILL
