@@ -13,7 +13,7 @@ Nothing here imports ray or kubernetes, so every piece runs in a plain test or u
     draws              keyed randomness: every random choice is a function of the seed and its purpose
     documents          one source file; how bytes become one
     licenses           SPDX expressions from metadata, and allow-lists
-    sources/           where documents come from: packages, directory
+    sources/           where documents come from: packages, directory, git, archive
     generated          files that no person wrote, or that are others'
     filters            what a model should not learn from, and why
     shingles           runs of words, hashed in bulk

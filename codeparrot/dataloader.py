@@ -5,16 +5,13 @@ by the processes of a machine and keyed by hash, so it never holds the wrong byt
 On a full disk the shards stay in memory.
 """
 
-import contextlib
-import errno
-import fcntl
 import io
 import logging
 import os
 import re
 import tempfile
 import threading
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,7 +21,7 @@ import numpy.typing as npt
 from codeparrot.data_order import DataOrder, MixedOrder
 from codeparrot.errors import EmptyCorpusError, ManifestError
 from codeparrot.manifest import File, Manifest
-from codeparrot.storage import NO_SPACE, Storage, persist, sha256_hex
+from codeparrot.storage import NO_SPACE, Storage, alone, default_cache, make_private, persist, sha256_hex
 
 if TYPE_CHECKING:
     import torch
@@ -143,8 +140,8 @@ class PackedRows:
     def _load(self, file: File) -> npt.NDArray[Any]:
         path = self._cache / f"{file.sha256}.npy"
         try:
-            _make_private(self._cache)
-            with _alone(path.with_suffix(".lock")):  # one process of this machine fetches it, the others wait
+            make_private(self._cache)
+            with alone(path.with_suffix(".lock")):  # one process of this machine fetches it, the others wait
                 if not path.exists() or sha256_hex(path.read_bytes()) != file.sha256:
                     _replace(path, self._fetch(file))
                 os.utime(path)
@@ -235,24 +232,9 @@ def evict(folder: Path, max_bytes: int, keep: Collection[str]) -> None:
     total = sum(size for _, _, size in files)
     for _, path, size in sorted(files):
         if total > max_bytes and path.stem not in keep:
-            with _alone(path.with_suffix(".lock")):
+            with alone(path.with_suffix(".lock")):
                 path.unlink(missing_ok=True)
             total -= size
-
-
-def _make_private(folder: Path) -> None:
-    """What is cached is trusted once it is checked, so nobody else may write there."""
-    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-    if folder.stat().st_uid != os.getuid():
-        raise PermissionError(errno.EPERM, "it belongs to another user", str(folder))
-
-
-@contextlib.contextmanager
-def _alone(path: Path) -> Iterator[None]:
-    """One process of this machine at a time."""
-    with path.open("a") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield
 
 
 def _replace(path: Path, data: bytes) -> None:
@@ -269,9 +251,3 @@ def _replace(path: Path, data: bytes) -> None:
 def cached(folder: Path) -> list[Path]:
     """The files in a cache folder that were put there as such, whole or cut off."""
     return [path for path in folder.glob("*") if CACHED.fullmatch(path.name) or path.name.endswith(TEMPORARY)]
-
-
-def default_cache() -> Path:
-    """`CODEPARROT_CACHE`, or a folder of this user in the system's temporary folder."""
-    default = Path(tempfile.gettempdir()) / f"codeparrot-cache-{os.getuid()}"
-    return Path(os.environ.get("CODEPARROT_CACHE") or default)

@@ -16,6 +16,7 @@ import hashlib
 import logging
 import os
 import secrets
+import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator
 from functools import lru_cache
@@ -160,7 +161,7 @@ class LocalStorage:
                 elif if_match is None:
                     temporary.replace(target)
                 else:
-                    with _alone(target.parent):
+                    with _alone_in(target.parent):
                         if not target.exists() or sha256_hex(target.read_bytes()) != if_match:
                             raise PreconditionFailed(f"{self.uri}/{path} was changed by another writer")
                         temporary.replace(target)
@@ -225,6 +226,27 @@ class LocalStorage:
             raise StorageError(f"{where}: {error.strerror or error}") from error
 
 
+def default_cache() -> Path:
+    """`CODEPARROT_CACHE`, or a folder of this user in the system's temporary folder."""
+    default = Path(tempfile.gettempdir()) / f"codeparrot-cache-{os.getuid()}"
+    return Path(os.environ.get("CODEPARROT_CACHE") or default)
+
+
+def make_private(folder: Path) -> None:
+    """What is cached is trusted once it is checked, so nobody else may write there. Raises OSError."""
+    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    if folder.stat().st_uid != os.getuid():
+        raise PermissionError(errno.EPERM, "it belongs to another user", str(folder))
+
+
+@contextlib.contextmanager
+def alone(path: Path) -> Iterator[None]:
+    """One process of this machine at a time holds this file, which is made for that."""
+    with path.open("a") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
 def _create(path: Path) -> BinaryIO:
     """Open a new file; a `delete` next to it may remove its folder as long as that is empty, hence the tries."""
     for _ in range(NUM_CREATE_TRIES - 1):
@@ -240,7 +262,7 @@ def _is_temporary(name: str) -> bool:
 
 
 @contextlib.contextmanager
-def _alone(folder: Path) -> Iterator[None]:
+def _alone_in(folder: Path) -> Iterator[None]:
     """One conditional writer in a folder at a time."""
     descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     try:

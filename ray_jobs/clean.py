@@ -1,7 +1,8 @@
 """`make clean`: stop what the project started on this machine and remove what it made there.
 
-In the state folder: the embedded store with its data, the cache of packed rows, exported models and reports; then the
-folders of dead local Rays. Other files, a directory named as `storage.uri` and a cluster's object store are left alone.
+In the state folder: the embedded store with its data, the cache of packed rows and cloned repositories, exported models
+and reports; then the folders of dead local Rays. Other files, a directory named as `storage.uri` and a cluster's object
+store are left alone.
 """
 
 import contextlib
@@ -13,7 +14,9 @@ import time
 from pathlib import Path
 
 from codeparrot import local_store
-from codeparrot.dataloader import cached, default_cache
+from codeparrot.dataloader import cached
+from codeparrot.sources.git_repository import CLONES
+from codeparrot.storage import default_cache
 from ray_jobs.cluster import sweep
 from ray_jobs.local import running_pid
 from ray_jobs.stage import state_folder
@@ -32,16 +35,22 @@ def main() -> int:
     if local_store.stop(state / "store"):
         print("stopped the embedded object store")
     sweep()
-    for path in (*(state / name for name in MADE), *cached(state / "cache"), *cached(default_cache())):
+    caches = (state / "cache", default_cache())
+    for path in (*(state / name for name in MADE), *(path for cache in caches for path in _in_cache(cache))):
         if path.is_dir():
             print(f"removing {path}")
             shutil.rmtree(path)
         else:
             path.unlink(missing_ok=True)
-    for folder in (state / "cache", default_cache(), state):
+    for folder in (*caches, state):
         with contextlib.suppress(OSError):  # it holds something that is not ours
             folder.rmdir()
     return 0
+
+
+def _in_cache(folder: Path) -> list[Path]:
+    """What the project put into a cache: packed rows and clones of repositories."""
+    return [*cached(folder), folder / CLONES]
 
 
 def _stop(state: Path, pid: int) -> None:

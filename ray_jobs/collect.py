@@ -1,7 +1,6 @@
 """Sources to raw documents: list, choose deterministically, read in parallel, write shards of Parquet."""
 
 from collections.abc import Sequence
-from dataclasses import astuple
 from functools import partial
 from typing import Any
 
@@ -22,8 +21,7 @@ def plan(recipe: Recipe) -> tuple[str, list[Entry]]:
     settings = recipe.collect
     entries = [entry for source in settings.sources for entry in open_source(source).entries()]
     chosen = choose(entries, seed=recipe.seed, max_bytes=settings.max_bytes, max_file_bytes=settings.max_file_bytes)
-    listing = [astuple(entry)[:-1] for entry in chosen]  # not where they lie on this machine
-    return sha256_hex(canonical(listing)), chosen
+    return sha256_hex(canonical([entry.identity() for entry in chosen])), chosen
 
 
 def run(work: Work) -> Output:

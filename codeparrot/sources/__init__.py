@@ -5,11 +5,14 @@ depends on the seed and on each entry alone, never on the order of a directory l
 
     packages    the Python distributions installed in this environment
     directory   any folder of code
+    git         a commit of a git repository, at a path or a URL
+    archive     a tar or zip file
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
-from typing import Annotated, Protocol
+from itertools import groupby
+from typing import Annotated, Any, Protocol
 
 from pydantic import Field, PositiveInt, model_validator
 
@@ -18,14 +21,18 @@ from codeparrot.draws import key
 from codeparrot.errors import EmptyCorpusError
 from codeparrot.licenses import license_of_file
 from codeparrot.settings import Settings
+from codeparrot.sources.archive import ArchiveSettings, ArchiveSource
 from codeparrot.sources.directory import DirectorySettings, DirectorySource
-from codeparrot.sources.entry import Entry, read_entry
+from codeparrot.sources.entry import Entry
+from codeparrot.sources.git import GitSettings, GitSource
 from codeparrot.sources.packages import PackagesSettings, PackagesSource
 
 __all__ = [
+    "ArchiveSettings",
     "CollectSettings",
     "DirectorySettings",
     "Entry",
+    "GitSettings",
     "PackagesSettings",
     "Source",
     "choose",
@@ -34,7 +41,9 @@ __all__ = [
     "shards",
 ]
 
-SourceSettings = Annotated[PackagesSettings | DirectorySettings, Field(discriminator="kind")]
+SourceSettings = Annotated[
+    PackagesSettings | DirectorySettings | GitSettings | ArchiveSettings, Field(discriminator="kind")
+]
 
 
 class CollectSettings(Settings):
@@ -71,11 +80,17 @@ class Read:
     rejected: list[tuple[Entry, ReadReason]]
 
 
+SOURCES: dict[type[Settings], Callable[[Any], Source]] = {
+    PackagesSettings: PackagesSource,
+    DirectorySettings: DirectorySource,
+    GitSettings: GitSource,
+    ArchiveSettings: ArchiveSource,
+}
+
+
 def open_source(settings: SourceSettings) -> Source:
     """The source that the settings describe."""
-    if isinstance(settings, PackagesSettings):
-        return PackagesSource(settings)
-    return DirectorySource(settings)
+    return SOURCES[type(settings)](settings)
 
 
 def choose(entries: Iterable[Entry], *, seed: int, max_bytes: int | None, max_file_bytes: int) -> list[Entry]:
@@ -113,15 +128,19 @@ def shards(entries: Sequence[Entry], shard_bytes: int) -> list[list[Entry]]:
 
 
 def read(entries: Sequence[Entry], max_file_bytes: int) -> Read:
-    """Read entries; a file that cannot become a document is counted with its reason, never fatal."""
+    """Read entries; a file that cannot become a document is counted with its reason, never fatal.
+
+    Raises SourceError if the place that holds some of them cannot be read at all.
+    """
     result = Read([], [])
-    for entry in entries:
-        data = read_entry(entry, max_file_bytes)
-        document = data if isinstance(data, ReadReason) else _document(entry, data)
-        if isinstance(document, ReadReason):
-            result.rejected.append((entry, document))
-        else:
-            result.documents.append(document)
+    for reader, group in groupby(entries, key=lambda entry: entry.reader):
+        together = list(group)
+        for entry, data in zip(together, reader.read(together, max_file_bytes), strict=True):
+            document = data if isinstance(data, ReadReason) else _document(entry, data)
+            if isinstance(document, ReadReason):
+                result.rejected.append((entry, document))
+            else:
+                result.documents.append(document)
     return result
 
 

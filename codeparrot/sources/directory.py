@@ -12,19 +12,16 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
-from pydantic import Field, field_validator
+from pydantic import Field
 
 from codeparrot.errors import SourceError
-from codeparrot.licenses import spdx
-from codeparrot.settings import Settings
-from codeparrot.sources.entry import Entry, matches, printable
+from codeparrot.sources.entry import Entry, printable
+from codeparrot.sources.selection import SelectionSettings
 
 logger = logging.getLogger(__name__)
 
-NOT_ONES_OWN = (".git", ".hg", ".nox", ".svn", ".tox", ".venv", "__pycache__", "node_modules", "site-packages", "venv")
 
-
-class DirectorySettings(Settings):
+class DirectorySettings(SelectionSettings):
     """A folder of code."""
 
     kind: Literal["directory"]
@@ -36,21 +33,6 @@ class DirectorySettings(Settings):
     """One repository name for the whole folder; null: each immediate subfolder is a repository."""
     revision: str | None = None
     """A commit or date to record with every document."""
-    license: str | None = None
-    """SPDX expression for every file, for example `LicenseRef-Proprietary`; null: unknown."""
-    include: tuple[str, ...] = ("*.py",)
-    """Globs on the path in the folder or on the file name."""
-    exclude: tuple[str, ...] = ()
-    """Globs that win over `include`."""
-    exclude_folders: tuple[str, ...] = NOT_ONES_OWN
-    """Names of folders to pass over, wherever they stand: what is in them is somebody else's code, or no code."""
-
-    @field_validator("license")
-    @classmethod
-    def _is_spdx(cls, license: str | None) -> str | None:
-        if license is not None and spdx(license) is None:
-            raise ValueError("not an SPDX expression; write for example Apache-2.0 or LicenseRef-Proprietary")
-        return license and spdx(license)
 
 
 class DirectorySource:
@@ -100,7 +82,7 @@ class DirectorySource:
 
     def _entry(self, root: bytes, location: bytes) -> Entry | None:
         path = printable(os.path.relpath(location, root))
-        if not matches(path, self.settings.include) or matches(path, self.settings.exclude):
+        if not self.settings.takes(path):
             return None
         try:
             status = os.lstat(location)
@@ -117,6 +99,6 @@ class DirectorySource:
             revision=self.settings.revision,
             license=self.settings.license,
             size_bytes=status.st_size,
-            modified_ns=status.st_mtime_ns,
+            stamp=status.st_mtime_ns,
             location=location,
         )

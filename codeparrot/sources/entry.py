@@ -1,11 +1,35 @@
-"""An entry: a file that a source offers, before it is read."""
+"""An entry: a file that a source offers, before it is read; and how files of a folder are read."""
 
 import os
 import stat
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from fnmatch import fnmatchcase
+from typing import Protocol
 
 from codeparrot.documents import ReadReason
+
+
+class Reader(Protocol):
+    """How the entries of a source are read: small, since every task gets it, and equal for entries of one place."""
+
+    def read(self, entries: "Sequence[Entry]", max_file_bytes: int) -> Iterator[bytes | ReadReason]:
+        """For each entry, in this order, its bytes if they are at most `max_file_bytes`, or why not.
+
+        Raises SourceError if the place that holds them cannot be read at all.
+        """
+
+
+@dataclass(frozen=True)
+class FileReader:
+    """Reads files of a folder, whose locations are absolute paths."""
+
+    def read(self, entries: "Sequence[Entry]", max_file_bytes: int) -> Iterator[bytes | ReadReason]:
+        """Each file, or why not."""
+        for entry in entries:
+            yield _read_file(entry.location, max_file_bytes)
+
+
+FILES = FileReader()
 
 
 @dataclass(frozen=True)
@@ -19,19 +43,26 @@ class Entry:
     revision: str | None
     license: str | None
     size_bytes: int
-    modified_ns: int
+    stamp: int | str
+    """Another one if the content is another: when the file was modified, in ns, or a hash; 0 if `revision` tells."""
     location: bytes
-    """Absolute path on this machine, as the file system spells it."""
+    """Where its reader finds it, such as the absolute path on this machine as the file system spells it."""
+    reader: Reader = FILES
+
+    def identity(self) -> tuple[str | int | None, ...]:
+        """What it is, wherever it lies: part of the fingerprint of the stage that reads it."""
+        what = (self.source, self.repository, self.path, self.revision, self.license)
+        return (*what, self.size_bytes, self.stamp)
 
 
-def read_entry(entry: Entry, max_file_bytes: int) -> bytes | ReadReason:
+def _read_file(location: bytes, max_file_bytes: int) -> bytes | ReadReason:
     """The bytes of a regular file of at most `max_file_bytes`, or why not.
 
     Opened without following a symbolic link and without waiting for a writer, so that neither a link put in its
     place nor a named pipe can do harm.
     """
     try:
-        descriptor = os.open(entry.location, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+        descriptor = os.open(location, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
     except OSError:
         return ReadReason.UNREADABLE
     try:
@@ -52,9 +83,3 @@ def read_entry(entry: Entry, max_file_bytes: int) -> bytes | ReadReason:
 def printable(path: bytes) -> str:
     """A file name as valid UTF-8: bytes that are not are written as `\\xNN`."""
     return path.decode("utf-8", "backslashreplace")
-
-
-def matches(path: str, patterns: tuple[str, ...]) -> bool:
-    """Whether the path, or its last part, matches one of the globs (`*` also crosses `/`)."""
-    name = path.rsplit("/", 1)[-1]
-    return any(fnmatchcase(path, pattern) or fnmatchcase(name, pattern) for pattern in patterns)

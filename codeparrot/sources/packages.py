@@ -17,7 +17,8 @@ from pydantic import Field
 from codeparrot.errors import SourceError
 from codeparrot.licenses import license_from_metadata
 from codeparrot.settings import Settings
-from codeparrot.sources.entry import Entry, matches
+from codeparrot.sources.entry import Entry
+from codeparrot.sources.selection import matches
 
 GLOB = frozenset("*?[")
 
@@ -82,7 +83,7 @@ class PackagesSource:
                     revision=version,
                     license=spdx,
                     size_bytes=size,
-                    modified_ns=0,  # the version says it; installation times differ between machines
+                    stamp=0,  # the version says it; installation times differ between machines
                     location=location,
                 )
 

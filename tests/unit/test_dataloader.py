@@ -12,11 +12,11 @@ import numpy.typing as npt
 import pytest
 
 from codeparrot.data_order import DataOrder
-from codeparrot.dataloader import MixedRows, PackedRows, cached, default_cache, evict
+from codeparrot.dataloader import MixedRows, PackedRows, cached, evict
 from codeparrot.errors import EmptyCorpusError, ManifestError, StoreUnreachable
 from codeparrot.manifest import Attempt, Manifest
 from codeparrot.packing import to_npy
-from codeparrot.storage import LocalStorage
+from codeparrot.storage import LocalStorage, default_cache
 
 NUM_ROWS = 11
 ROWS_PER_SHARD = 4

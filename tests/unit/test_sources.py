@@ -13,8 +13,10 @@ from hypothesis import strategies as st
 
 from codeparrot.documents import ReadReason
 from codeparrot.errors import ConfigError, EmptyCorpusError, SourceError
+from codeparrot.manifest import canonical
 from codeparrot.settings import validate
 from codeparrot.sources import CollectSettings, Entry, choose, open_source, read, shards
+from codeparrot.sources.entry import FileReader
 
 LIMIT = 1_000_000
 
@@ -318,6 +320,15 @@ def test_shards_hold_every_entry_in_order_and_are_neither_empty_nor_too_large(
     assert all(sum(entry.size_bytes for entry in group) <= shard_bytes for group in groups if len(group) > 1)
 
 
+def test_what_an_entry_is_does_not_depend_on_where_it_lies_and_has_one_spelling() -> None:
+    """Another spelling would make every corpus again."""
+    one = entry(1, 10)
+    assert canonical([one.identity()]) == b'[["s","r1","1.py",null,null,10,0]]'
+    assert replace(one, location=b"/elsewhere", reader=FileReader()).identity() == one.identity()
+    for other in ({"revision": "v1"}, {"license": "MIT"}, {"size_bytes": 11}, {"stamp": 1}, {"path": "2.py"}):
+        assert replace(one, **other).identity() != one.identity()
+
+
 def test_no_entries_make_no_shards() -> None:
     assert shards([], 10) == []
 
@@ -328,6 +339,10 @@ def test_no_entries_make_no_shards() -> None:
         ({"sources": []}, "sources: "),
         ({"sources": [{"kind": "ftp"}]}, "sources.0: "),
         ({"sources": [{"kind": "packages"}, {"kind": "packages"}]}, "two sources share a name: packages, packages"),
+        ({"sources": [{"kind": "directory"}]}, "sources.0.directory.path: required key is missing"),
+        ({"sources": [{"kind": "git"}]}, "sources.0.git.url: required key is missing"),
+        ({"sources": [{"kind": "archive"}]}, "sources.0.archive.path: required key is missing"),
+        ({"sources": [{"kind": "git", "url": "x", "name": ""}]}, "sources.0.git.name: "),
         ({"sources": [{"kind": "packages"}], "max_bytes": 0}, "max_bytes: must be > 0, got 0"),
     ],
 )
