@@ -24,7 +24,7 @@ VERSION_PART = 40
 """From here on, a part of a dotted number is rather one of an address."""
 BEFORE_CHARACTERS = 48
 
-AT_DOMAIN = re.compile(r"@((?:[A-Za-z0-9-]+\.)+([A-Za-z]{2,}|xn--[A-Za-z0-9]+))(?![\w(\[-])")
+AT_DOMAIN = re.compile(r"@((?:[A-Za-z0-9-]+\.)+([A-Za-z]{2,}|xn--[A-Za-z0-9]+))(?![\w(\[]|[./-]\w)")
 LOCAL = re.compile(r"[\w.+-]+\Z")
 ESCAPE = re.compile(r"x[0-9A-Fa-f]{2}|u[0-9A-Fa-f]{4}|U[0-9A-Fa-f]{8}|[0-7]{1,3}|\w")
 NOT_BEFORE_LOCAL = re.compile(r"[%}@]\Z|%\([^)\n]*\)\Z|://[^\s/@\"'<>]*\Z")
@@ -54,7 +54,7 @@ DIGITS_BEFORE = re.compile(r"\d{1,3}\Z")
 BEFORE_ADDRESS = re.compile(r"(?<![\w.])|(?<=\\[nrt])")
 QUAD = re.compile(rf"(?:{BEFORE_ADDRESS.pattern})(?<![A-Za-z]-)(?:\d{{1,3}}\.){{3}}\d{{1,3}}(?!\w|\.\d|-[A-Za-z])")
 SAYS_VERSION = re.compile(
-    r"""(?: version | (?<![a-z])(?:vers?|v|releases?d?|rev(?:ision)?|build|since|oid|upgraded?|bump(?:ed|s)?))
+    r"""(?: version | (?<![a-z])(?:vers?|v|releases?d?|rev(?:ision)?|build|since|oid|identifier|upgraded?|bump(?:ed|s)?))
         (?: (?:s|__|_?(?:info|string|str|number|id))? [\s"'`:=(\[,{]* (?:(?:to|from|in|of) \s+)? | \s+\S{1,16}\s+ ) \Z
       | (?:[=~<>!]=|[~^]) \s? \Z
       | [A-Za-z]/ \Z""",
