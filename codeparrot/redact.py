@@ -98,10 +98,17 @@ def redact(text: str, settings: RedactSettings) -> tuple[str, Counter[str]]:
 
 def redact_all(texts: Sequence[str], settings: RedactSettings) -> list[tuple[str, Counter[str]]]:
     """The same for each of many texts, faster."""
-    return [
-        _redact(text, found, settings) if found else (text, Counter())
-        for text, found in zip(texts, _find(texts, settings), strict=True)
-    ]
+    done, names = list(texts), [Names() for _ in texts]
+    waiting = list(range(len(done)))
+    for _ in range(MAX_ROUNDS):  # again, since a placeholder and its neighbours may look like something else
+        found = _find([done[index] for index in waiting], settings)
+        changed = [(index, findings) for index, findings in zip(waiting, found, strict=True) if findings]
+        for index, findings in changed:
+            done[index] = names[index].replace(done[index], findings)
+        waiting = [index for index, _ in changed]
+        if not waiting:
+            break
+    return [(text, own.counts()) for text, own in zip(done, names, strict=True)]
 
 
 def redact_table(table: "pa.Table", settings: RedactSettings | None) -> tuple["pa.Table", list[Counter[str]]]:
@@ -152,7 +159,7 @@ def _stays(text: str, finding: Finding, settings: RedactSettings) -> bool:
     elif finding.kind in NETWORKS:
         if any(ipaddress.ip_address(value) in ipaddress.ip_network(kept) for kept in settings.keep_networks):
             return True
-    elif _placeholder_pattern().fullmatch(value):
+    elif _secret_name().fullmatch(value):
         return True
     return any(re.fullmatch(pattern, value) for pattern in settings.keep_patterns)
 
@@ -163,8 +170,14 @@ def _line(text: str, place: int) -> str:
 
 
 @lru_cache(maxsize=1)
-def _placeholder_pattern() -> re.Pattern[str]:
+def _secret_name() -> re.Pattern[str]:
     return re.compile(f"(?:{'|'.join(sorted(kind.upper() for kind in kinds()))})_[0-9]+")
+
+
+@lru_cache(maxsize=1)
+def _placeholders() -> re.Pattern[str]:
+    """Whatever may be a placeholder: those that a text has are not given to other values."""
+    return re.compile(rf"{_secret_name().pattern}|email\d+@example\.com|(?:\d+\.){{3}}\d+|2001:db8::[0-9a-f]+")
 
 
 def _apart(text: str, findings: Iterable[Finding]) -> Iterator[Finding]:
@@ -182,31 +195,36 @@ def _apart(text: str, findings: Iterable[Finding]) -> Iterator[Finding]:
         yield last
 
 
-def _redact(text: str, found: list[Finding], settings: RedactSettings) -> tuple[str, Counter[str]]:
-    """Again as long as what stands in a secret's place makes something that looks like another."""
-    names: dict[tuple[str, str], str] = {}
-    numbers: Counter[str] = Counter()
-    for _ in range(MAX_ROUNDS):
+class Names:
+    """The placeholders of one document."""
+
+    def __init__(self) -> None:
+        self._names: dict[tuple[str, str], str] = {}
+        self._numbers: Counter[str] = Counter()
+        self._used: set[str] = set()
+
+    def counts(self) -> Counter[str]:
+        """How many different values of each kind have one."""
+        return Counter(kind for kind, _ in self._names)
+
+    def replace(self, text: str, findings: Iterable[Finding]) -> str:
+        """The text with placeholders in place of what was found, in order."""
+        self._used.update(_placeholders().findall(text))
         pieces, place = [], 0
-        for each in found:
+        for each in findings:
             key = (each.kind, each.value)
-            if key not in names:
-                names[key] = _unused(each.kind, text, numbers)
-            pieces += [text[place : each.start], names[key]]
+            if key not in self._names:
+                self._names[key] = self._next(each.kind)
+            pieces += [text[place : each.start], self._names[key]]
             place = each.end
-        text = "".join([*pieces, text[place:]])
-        found = _find([text], settings)[0]
-        if not found:
-            break
-    return text, Counter(kind for kind, _ in names)
+        return "".join([*pieces, text[place:]])
 
-
-def _unused(kind: str, text: str, numbers: Counter[str]) -> str:
-    while True:
-        numbers[kind] += 1
-        name = placeholder(kind, numbers[kind])
-        if name not in text:
-            return name
+    def _next(self, kind: str) -> str:
+        while True:
+            self._numbers[kind] += 1
+            name = placeholder(kind, self._numbers[kind])
+            if name not in self._used:
+                return name
 
 
 def placeholder(kind: str, number: int) -> str:

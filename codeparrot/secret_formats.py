@@ -43,6 +43,9 @@ RANDOM_CHARACTERS = 20
 LOOK_AROUND = re.compile(r"\(\?<?[=!](?:[^()\\\[\]]|\\.|\[[^\]]*\])*\)")
 LONG_REPEAT = re.compile(r"\{(\d+),\d{4,}\}")
 """RE2 counts to 1000."""
+CLASS_OR_SPACE = re.compile(r"\[(?:[^\]\\]|\\.)*\]|\\s|\\.")
+ANY_SPACE = r"[\s\v\x1c-\x1f\x{80}-\x{10ffff}]"
+"""What Python calls white space, and more; RE2 knows that of ASCII alone."""
 BEFORE_TOKEN = re.compile(r"(?:(?<![^\W_])|(?<=\\[nrt])|(?<=\bbot))(?<![0-9A-Za-z+/]{24})")
 """What a token may follow: no letter or digit (but an escape such as `\\n`, and Telegram's `/bot`), no base64."""
 LEAD = re.compile(r'(?:[\s:"=]|AccountKey=)*')
@@ -115,7 +118,9 @@ def groups() -> tuple[Group, ...]:
     from detect_secrets.core.plugins.util import get_mapping_from_secret_type_to_class
     from detect_secrets.plugins.base import RegexBasedDetector
 
-    classes = [each for each in get_mapping_from_secret_type_to_class().values() if issubclass(each, RegexBasedDetector)]
+    classes = [
+        each for each in get_mapping_from_secret_type_to_class().values() if issubclass(each, RegexBasedDetector)
+    ]
     plugins = [each() for each in classes if each.__name__ not in OTHERS]
     formats = [Format(plugin, pattern) for plugin in plugins for pattern in plugin.denylist]
     places = [next((i for i, names in enumerate(GROUPS) if each.name in names), len(GROUPS)) for each in formats]
@@ -126,6 +131,7 @@ def groups() -> tuple[Group, ...]:
 def _loose(pattern: re.Pattern[str]) -> str:
     """For RE2: the pattern without look-around, and so matching at least where it does."""
     text = LONG_REPEAT.sub(r"{\1,}", LOOK_AROUND.sub("", pattern.pattern))
+    text = CLASS_OR_SPACE.sub(lambda match: ANY_SPACE if match[0] == r"\s" else match[0], text)
     return f"(?i:{text})" if pattern.flags & re.IGNORECASE else f"(?:{text})"
 
 
