@@ -14,6 +14,7 @@ from codeparrot.draws import uniform
 from codeparrot.errors import EmptyCorpusError
 from codeparrot.filters import FilterSettings, LicenseSettings
 from codeparrot.near_dedup import NearDedupSettings
+from codeparrot.redact import RedactSettings
 from codeparrot.settings import Settings
 
 SPLITS = ("train", "validation")
@@ -22,6 +23,8 @@ SPLITS = ("train", "validation")
 class CurateSettings(Settings):
     """What is removed, and what is held out."""
 
+    redact: RedactSettings | None = None
+    """Replace secrets and addresses by placeholders before anything else sees a document; `{}` takes the defaults."""
     licenses: LicenseSettings
     filters: FilterSettings = FilterSettings()
     decontaminate: DecontaminateSettings | None = None

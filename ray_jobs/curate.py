@@ -1,10 +1,11 @@
-"""Raw to curated documents, split: licences, filters, benchmarks, duplicates, then the split by repository.
+"""Raw to curated documents, split: redaction, licences, filters, benchmarks, duplicates, the split by repository.
 
 Two passes over the shards (`ray_jobs.curate_shard`). The first judges every document on its own and returns keys for
 each that passes; the driver then knows which of the duplicates stays, near ones compared by tasks of their own
 (`ray_jobs.near_duplicates`), and which repositories are held out; the second writes the splits.
 """
 
+import logging
 from collections import Counter, defaultdict
 from functools import partial
 from typing import Any
@@ -34,7 +35,9 @@ from ray_jobs.curate_shard import (
 )
 from ray_jobs.progress import size
 from ray_jobs.stage import Output, Stage, Work, main, stage_settings
-from ray_jobs.tally import Tally
+from ray_jobs.tally import Redacted, Tally
+
+logger = logging.getLogger(__name__)
 
 DUPLICATE = "exact_duplicate"
 NEAR_DUPLICATE = "near_duplicate"
@@ -103,6 +106,7 @@ def _duplicates(
         uri=work.storage.uri,
         raw=work.inputs["raw"],
         settings=settings.near_dedup,
+        redact=settings.redact,
     )
     removals = [Removal(passed[near.index], passed[near.kept], near.similarity) for near in found]
     for removal in removals:
@@ -175,7 +179,20 @@ def _gather(work: Work, written: list[Written]) -> tuple[list[File], dict[str, A
         "validation_repositories": held_out,
         **both.counts(),
     }
+    if settings.redact is not None:
+        counts["redacted"] = _redacted(written)
     return files, counts
+
+
+def _redacted(written: list[Written]) -> dict[str, Any]:
+    """What was redacted in documents that are kept, for the manifest, and said."""
+    total = Redacted()
+    for shard in written:
+        total.add(shard.redacted)
+    counts = total.counts()
+    kinds = (f"{amount['num_values']:,} {kind}" for kind, amount in counts["by_kind"].items())
+    logger.info("curate: redact   %s documents: %s", f"{total.num_documents:,}", ", ".join(kinds) or "nothing found")
+    return counts
 
 
 def _attribution(written: list[Written]) -> bytes:
@@ -188,11 +205,12 @@ def _attribution(written: list[Written]) -> bytes:
 
 
 def summary(manifest: Manifest) -> tuple[str, str]:
-    """Documents and bytes in; documents and bytes kept."""
+    """Documents and bytes in; documents and bytes kept, and how many of them were redacted."""
     counts: Any = manifest.counts
+    redacted = f", {counts['redacted']['num_documents']:,} redacted" if "redacted" in counts else ""
     return (
         f"{counts['num_documents_in']:,} documents, {size(counts['size_bytes_in'])}",
-        f"{counts['num_documents']:,} documents, {size(counts['size_bytes'])}",
+        f"{counts['num_documents']:,} documents, {size(counts['size_bytes'])}{redacted}",
     )
 
 

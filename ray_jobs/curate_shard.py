@@ -6,7 +6,7 @@ What the tasks of `ray_jobs.curate` run, and what they tell the driver.
 import heapq
 from collections import Counter, defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
@@ -17,10 +17,11 @@ from codeparrot.draws import uniform
 from codeparrot.filters import reject, reject_license
 from codeparrot.manifest import File, Manifest, write_file
 from codeparrot.near_dedup import band_keys
+from codeparrot.redact import redact_table
 from codeparrot.splits import SPLITS, CurateSettings
 from codeparrot.storage import open_storage
 from codeparrot.tokenizer import gpt2_encoder
-from ray_jobs.tally import Tally
+from ray_jobs.tally import Redacted, Tally
 
 EXCERPT_CHARACTERS = 2000
 CONTAMINATED = "contaminated"
@@ -63,7 +64,8 @@ def judge_shard(
     name: str, *, uri: str, raw: Manifest, settings: CurateSettings, seed: int, problems: Problems | None
 ) -> list[Verdict]:
     """The first pass over one shard: every document on its own."""
-    documents = [Document(**row) for row in from_parquet(raw.read(open_storage(uri), name)).to_pylist()]
+    table, _ = redact_table(from_parquet(raw.read(open_storage(uri), name)), settings.redact)
+    documents = [Document(**row) for row in table.to_pylist()]
     languages = {document.language for document in documents}
     needed = any(settings.filters.of(language).min_characters_per_token is not None for language in languages)
     lengths: Any = gpt2_encoder().encode([document.content for document in documents])[1] if needed else []
@@ -116,6 +118,8 @@ class Written:
     samples: dict[str, list[Sample]]
     origins: Counter[tuple[str | None, ...]]
     """Documents kept, by `ORIGIN`."""
+    redacted: Redacted = field(default_factory=Redacted)
+    """In documents kept."""
 
 
 def write_shard(
@@ -125,7 +129,7 @@ def write_shard(
     import pyarrow as pa
 
     storage = open_storage(uri)
-    table = from_parquet(raw.read(storage, placement.name))
+    table, redacted = redact_table(from_parquet(raw.read(storage, placement.name)), settings.redact)
     written = Written([], {split: Tally() for split in SPLITS}, {}, Counter())
     for split in SPLITS:
         here = [
@@ -138,6 +142,9 @@ def write_shard(
         if part.num_rows:
             name = f"{split}/part-{placement.index:05d}.parquet"
             written.files.append(write_file(storage, folder, name, to_parquet(part)))
+    for reason, values in zip(placement.reasons, redacted, strict=True):
+        if reason is None:
+            written.redacted.count(values)
     rejected = [index for index, reason in enumerate(placement.reasons) if reason is not None]
     samples: dict[str, list[Sample]] = defaultdict(list)
     for index, row in zip(rejected, table.take(pa.array(rejected, pa.int64())).to_pylist(), strict=True):

@@ -15,6 +15,7 @@ import numpy as np
 from codeparrot.documents import from_parquet, origin_of, to_parquet
 from codeparrot.manifest import Manifest
 from codeparrot.near_dedup import NearDedupSettings, Removal, components, near_duplicates
+from codeparrot.redact import RedactSettings, redact_table
 from codeparrot.shingles import Hashes, distinct, shingles
 from codeparrot.storage import open_storage
 from ray_jobs.cluster import spread
@@ -58,6 +59,7 @@ def find(
     uri: str,
     raw: Manifest,
     settings: NearDedupSettings,
+    redact: RedactSettings | None,
 ) -> tuple[list[Removal], dict[str, Any]]:
     """Which documents go, and counts for the manifest.
 
@@ -76,7 +78,7 @@ def find(
             f"{largest:,}",
             " and ".join("/".join(origin_of(ids[index]).values()) for index in max(groups, key=len)[:2]),
         )
-    compare = partial(_compare, uri=uri, raw=raw, settings=settings)
+    compare = partial(_compare, uri=uri, raw=raw, settings=settings, redact=redact)
     found = spread("curate: near", _batches(groups, places, keys), compare, "batches")
     removals = sorted((removal for part in found for removal in part), key=lambda removal: removal.index)
     return removals, {"num_groups": len(groups), "num_compared": sum(map(len, groups)), "largest_group": largest}
@@ -95,8 +97,10 @@ def _batches(groups: Sequence[list[int]], places: Sequence[tuple[str, int]], key
     return batches
 
 
-def _compare(batch: Batch, *, uri: str, raw: Manifest, settings: NearDedupSettings) -> list[Removal]:
-    texts = _texts(batch, uri, raw)
+def _compare(
+    batch: Batch, *, uri: str, raw: Manifest, settings: NearDedupSettings, redact: RedactSettings | None
+) -> list[Removal]:
+    texts = _texts(batch, uri, raw, redact)
     removals = []
     for group, keys in zip(batch.groups, batch.keys, strict=True):
         sets = distinct(
@@ -109,16 +113,17 @@ def _compare(batch: Batch, *, uri: str, raw: Manifest, settings: NearDedupSettin
     return removals
 
 
-def _texts(batch: Batch, uri: str, raw: Manifest) -> dict[int, str]:
+def _texts(batch: Batch, uri: str, raw: Manifest, redact: RedactSettings | None) -> dict[int, str]:
     wanted = defaultdict(list)
     for group in batch.groups:
         for candidate in group:
             wanted[candidate.shard].append(candidate)
     storage, texts = open_storage(uri), {}
     for shard, candidates in wanted.items():
-        column = from_parquet(raw.read(storage, shard), ["content"])["content"]
-        taken = column.take(np.array([candidate.row for candidate in candidates])).to_pylist()
-        texts.update({candidate.index: text for candidate, text in zip(candidates, taken, strict=True)})
+        table = from_parquet(raw.read(storage, shard), ["content"])
+        taken, _ = redact_table(table.take(np.array([candidate.row for candidate in candidates])), redact)
+        contents = taken["content"].to_pylist()
+        texts.update({candidate.index: text for candidate, text in zip(candidates, contents, strict=True)})
     return texts
 
 

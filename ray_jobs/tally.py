@@ -1,4 +1,4 @@
-"""Counting documents and bytes: kept by licence and repository, rejected by reason."""
+"""Counting documents and bytes: kept by licence and repository, rejected by reason, redacted by kind."""
 
 from collections import Counter
 from dataclasses import dataclass, field
@@ -64,6 +64,33 @@ class Tally:
         """`12 empty, 3 too_large`."""
         reasons = sorted(self.rejected["num_documents"].items(), key=lambda item: (-item[1], item[0]))
         return ", ".join(f"{count} {reason}" for reason, count in reasons) or "nothing was rejected"
+
+
+@dataclass
+class Redacted:
+    """What one shard, or all of them, had redacted in the documents that it kept."""
+
+    num_documents: int = 0
+    """With anything redacted."""
+    by_kind: dict[str, Counter[str]] = field(default_factory=dict)
+    """`num_documents`, and `num_values`: different ones within a document."""
+
+    def count(self, values: Counter[str]) -> None:
+        """Count a document, by the number of values of every kind that were redacted in it."""
+        self.num_documents += bool(values)
+        for kind, num_values in values.items():
+            self.by_kind.setdefault(kind, Counter()).update(num_documents=1, num_values=num_values)
+
+    def add(self, other: "Redacted") -> None:
+        """Add those of another shard."""
+        self.num_documents += other.num_documents
+        for kind, amount in other.by_kind.items():
+            self.by_kind.setdefault(kind, Counter()).update(amount)
+
+    def counts(self) -> dict[str, Any]:
+        """For a manifest."""
+        by_kind = {kind: dict(self.by_kind[kind]) for kind in sorted(self.by_kind)}
+        return {"num_documents": self.num_documents, "by_kind": by_kind}
 
 
 def _by_key(amount: Amount) -> dict[str, dict[str, int]]:

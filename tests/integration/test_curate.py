@@ -1,15 +1,17 @@
-"""Curation of a whole corpus by Ray: near duplicates in different shards, and a trail of what went."""
+"""Curation of a whole corpus by Ray: near duplicates in different shards, a trail of what went, and no secrets."""
 
 import io
 import json
+import random
 from typing import Any
 
 import pyarrow.parquet as pq
 
 from codeparrot.documents import from_parquet
 from codeparrot.manifest import load_manifest
-from codeparrot.storage import open_storage
+from codeparrot.storage import open_storage, sha256_hex
 from tests.integration.conftest import Machine
+from tests.unit.redaction_set import TOKENS, email, framed, private_key, public_ip
 
 ASKED = "given a list of numbers return the sum of those that are both prime and palindromes in base seven"
 
@@ -75,3 +77,75 @@ def test_of_near_duplicates_one_stays_whatever_the_shards_and_the_others_leave_a
     assert counts["near_dedup"]["largest_group"] >= 3
     again = curated(machine, 4_000)
     assert again[:2] == (kept, audit), "another division into shards"
+
+
+def secretive(chance: random.Random, number: int) -> tuple[str, list[str]]:
+    """A program full of secrets, which are other ones at every call, and the secrets."""
+    tokens = [TOKENS["github_token"][0](chance) for _ in range(60)]
+    name, key = private_key(chance)
+    others = [email(chance), public_ip(chance, 4), public_ip(chance, 6)]
+    lines = [f"token_{index} = call_{number}('{token}')" for index, token in enumerate(tokens)]
+    lines += [f"thing_{number} = '{other}'" for other in others]
+    text = framed(name, key, "triple") + "\n".join(lines) + "\nwhile thing: pass\n"
+    return text.replace(name, "PRIVATE KEY"), [*tokens, *others, *key]
+
+
+def test_what_is_redacted_is_in_nothing_that_curation_writes_or_says(machine: Machine) -> None:
+    chance = random.Random(1)
+    planted: list[str] = []
+
+    def text(number: int, after: str = "") -> str:
+        found, secrets = secretive(random.Random(chance.random()), number)
+        planted.extend(secrets)
+        rest = found.partition('"""\ntoken_0')[2]
+        return f"KEY_{number} = 1\ntoken_0{rest}{after}"
+
+    texts = {
+        "one/a.py": text(1),
+        "one/twin.py": text(1),
+        "two/a.py": text(2),
+        "two/near.py": text(2, "one_more = 1\n"),
+        "three/key.py": text(3),
+        "three/rejected.py": f"wide = '{'a ' * 600}'\n" + text(4),
+        "four/clean.py": program(start=7000),
+    }
+    name, key = private_key(chance)
+    planted.extend(key)
+    texts["three/key.py"] += framed(name, key, "triple")
+    for path, content in texts.items():
+        (machine.folder / "code" / path).parent.mkdir(parents=True, exist_ok=True)
+        (machine.folder / "code" / path).write_text(content)
+    planted = [secret for secret in planted if any(secret in content for content in texts.values())]
+    assert len(planted) > 300
+    source = {"kind": "directory", "path": str(machine.folder / "code"), "license": "MIT"}
+    machine.values["storage"] = {"uri": str(machine.folder / "data")}
+    machine.values["collect"] = {"sources": [source], "shard_bytes": 5_000}
+    filters = {"config_or_test_drop_probability": None, "min_characters_per_token": None}
+    machine.values["curate"] = {"licenses": {"allow": ["MIT"]}, "redact": {}, "near_dedup": {}, "filters": filters}
+    said = "\n".join(machine.run(stage).output for stage in ("collect", "curate"))
+    storage = open_storage(machine.values["storage"]["uri"])
+    manifest = load_manifest(storage, "curated")
+    assert manifest is not None
+    written = [said]
+    rows = []
+    for file in (machine.folder / "data" / "curated").rglob("*"):
+        if file.suffix == ".parquet":
+            rows += pq.read_table(file).to_pylist()
+        elif file.is_file():
+            written.append(file.read_text())
+    assert not [secret for secret in planted for part in [*written, str(rows)] if secret in part]
+    assert "3 documents: " in said
+    kept = {row["path"]: row for row in rows if "content" in row}
+    assert {*kept} == {"one/a.py", "two/a.py", "three/key.py", "four/clean.py"}
+    for path, row in kept.items():
+        data = row["content"].encode()
+        assert (row["size_bytes"], row["sha256"]) == (len(data), sha256_hex(data)), path
+    assert kept["four/clean.py"]["content"] == texts["four/clean.py"]
+    assert kept["three/key.py"]["content"].count("PRIVATE_KEY_1") == len(key)
+    samples = [json.loads(line) for line in manifest.read(storage, "rejected.jsonl").splitlines()]
+    assert {sample["reason"] for sample in samples} == {"exact_duplicate", "near_duplicate", "long_line"}
+    assert all("GITHUB_TOKEN_1" in sample["excerpt"] for sample in samples)
+    counts: Any = manifest.counts["redacted"]
+    assert counts["num_documents"] == 3
+    assert counts["by_kind"]["github_token"] == {"num_documents": 3, "num_values": 180}
+    assert counts["by_kind"]["private_key"] == {"num_documents": 1, "num_values": 1}
