@@ -96,7 +96,7 @@ lock: $(VENV)/.uv ## Renew the locks of the dependencies
 	@echo uv | $(VENV)/bin/uv pip compile - $(LOCK) --upgrade -o requirements-uv.lock
 	@echo cyclonedx-bom | $(VENV)/bin/uv pip compile - $(LOCK) --upgrade -o requirements-sbom.lock
 	@$(call compile,,requirements.lock)
-	@echo accelerate datasketch duckdb scipy trl | tr ' ' '\n' \
+	@echo accelerate click-option-group datasketch duckdb scipy text-dedup trl | tr ' ' '\n' \
 		| $(VENV)/bin/uv pip compile - --no-deps --constraint requirements.lock $(LOCK) --upgrade -o requirements-peers.lock
 	@$(call compile,--extra dev --constraint requirements.lock,requirements-dev.lock)
 

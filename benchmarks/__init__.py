@@ -7,6 +7,8 @@ Every `bench_ID.py` holds one `BENCHMARK`; what it printed last lies in `results
     runs                       training runs as commands, and inside this process
     peers                      the original CodeParrot training loop, and other plain ways to do it
     code                       the Python files of the installed packages
+    original_prep              how the original CodeParrot prepared its corpus, written plainly
+    near_dedup_worker          near duplicates as a command
     memory_worker              one rank whose memory is measured
     allreduce_worker           one rank whose gradients are summed
     bench_ddp_vs_torchrun      Ray Train against torchrun
@@ -22,6 +24,8 @@ Every `bench_ID.py` holds one `BENCHMARK`; what it printed last lies in `results
     bench_encode               text to token ids
     bench_exact_dedup          exact duplicates against a query of DuckDB
     bench_near_dedup           near duplicates against datasketch
+    bench_near_dedup_quality   near duplicates against text-dedup, as commands
+    bench_prep                 raw files to packed rows against the original's algorithm
 """
 
 import sys

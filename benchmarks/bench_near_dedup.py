@@ -90,24 +90,29 @@ def _sign(texts: Sequence[str]) -> list[Any]:
 
 
 def right(texts: Sequence[str]) -> set[int]:
-    """What brute force removes: the similarity of all pairs, from a product of sparse matrices."""
-    from scipy import sparse
-
+    """What brute force removes."""
     sets = distinct(*shingles(texts, SETTINGS.shingle_words, SETTINGS.min_words), len(texts))
-    columns = np.unique(np.concatenate(sets), return_inverse=True)[1].astype(np.int64)
-    sizes = np.array([len(each) for each in sets])
-    rows = np.repeat(np.arange(len(texts)), sizes)
-    incidence = sparse.csr_array((np.ones(len(rows), np.int32), (rows, columns)))
-    common = sparse.tril(incidence @ incidence.T, k=-1).tocoo()
-    similar = common.data >= SETTINGS.threshold * (sizes[common.row] + sizes[common.col] - common.data)
     near: dict[int, set[int]] = {}
-    for later, earlier in zip(common.row[similar].tolist(), common.col[similar].tolist(), strict=True):
+    for later, earlier in similar(sets):
         near.setdefault(later, set()).add(earlier)
     removed: set[int] = set()
     for later in sorted(near):
         if near[later] - removed:
             removed.add(later)
     return removed
+
+
+def similar(sets: Sequence[Any]) -> list[tuple[int, int]]:
+    """All pairs (later, earlier) of sets that are near duplicates, from a product of sparse matrices."""
+    from scipy import sparse
+
+    columns = np.unique(np.concatenate(sets), return_inverse=True)[1].astype(np.int64)
+    sizes = np.array([len(each) for each in sets])
+    rows = np.repeat(np.arange(len(sets)), sizes)
+    incidence = sparse.csr_array((np.ones(len(rows), np.int32), (rows, columns)))
+    common = sparse.tril(incidence @ incidence.T, k=-1).tocoo()
+    near = common.data >= SETTINGS.threshold * (sizes[common.row] + sizes[common.col] - common.data)
+    return list(zip(common.row[near].tolist(), common.col[near].tolist(), strict=True))
 
 
 class _NearDedup(Comparison):

