@@ -11,7 +11,7 @@ shingle instead of one per shingle and permutation, with the same expectation. B
 "Mining of Massive Datasets", 3.4.
 """
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Annotated
 
@@ -33,6 +33,11 @@ EMPTY = np.uint64(1 << VALUE_BITS)
 """No value of a bin: those have 32 bits."""
 
 
+KEYS_VERSION = 1
+"""Raised whenever equal documents get other keys than before."""
+SHAPES_KEYS = {"shingle_words", "min_words", "num_bands", "rows_per_band"}
+
+
 class NearDedupSettings(Settings):
     """What counts as nearly the same."""
 
@@ -46,6 +51,8 @@ class NearDedupSettings(Settings):
     """Documents that agree in one band are compared. Each costs 8 bytes of memory per document."""
     rows_per_band: PositiveInt = 10
     """Values of the signature per band. More: fewer comparisons, and more near duplicates that are missed."""
+    against: tuple[str, ...] = ()
+    """Stores of other recipes (`storage.uri`), curated before: documents that are near to one kept there go."""
 
     @model_validator(mode="after")
     def _fit(self) -> "NearDedupSettings":
@@ -60,6 +67,11 @@ class NearDedupSettings(Settings):
                 "compared; lower rows_per_band"
             )
         return self
+
+    @property
+    def keys_are_of(self) -> dict[str, int]:
+        """Documents have comparable keys if these are equal."""
+        return {"version": KEYS_VERSION, **self.model_dump(include=SHAPES_KEYS)}
 
     def catch_probability(self, similarity: float) -> float:
         """The chance that two documents of this similarity are compared: 1 - (1 - s^rows)^bands."""
@@ -155,18 +167,24 @@ def _join(labels: Indices, left: Indices, right: Indices) -> Indices:
 
 
 def near_duplicates(
-    documents: Iterable[int], keys: Hashes, shingles_of: Callable[[int], Hashes], threshold: float
+    documents: Iterable[int],
+    keys: Hashes,
+    shingles_of: Callable[[int], Hashes],
+    threshold: float,
+    stays: Collection[int] = (),
 ) -> list[Removal]:
     """Which of the documents go. The order of `documents` is that of preference; `keys[i]` are those of document i.
 
-    `shingles_of(i)` gives the sorted, distinct shingles of document i.
+    `shingles_of(i)` gives the sorted, distinct shingles of document i. Those in `stays` are kept, whatever they are near
+    to.
     """
     kept_in: dict[tuple[int, int], list[int]] = {}
     sets: dict[int, Hashes] = {}
     removed = []
     for index in documents:
         places = [(band, int(key)) for band, key in enumerate(keys[index]) if key]
-        rivals = sorted({kept for place in places for kept in kept_in.get(place, ())})
+        compared = () if index in stays else places
+        rivals = sorted({kept for place in compared for kept in kept_in.get(place, ())})
         own = shingles_of(index)
         # The smaller set is at most all that both have in common.
         close = [rival for rival in rivals if _ratio(len(own), len(sets[rival])) >= threshold]

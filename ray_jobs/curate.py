@@ -7,6 +7,7 @@ each that passes; the driver then knows which of the duplicates stays, near ones
 
 import logging
 from collections import Counter, defaultdict
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -18,8 +19,8 @@ from codeparrot.dedup import exact_duplicates
 from codeparrot.documents import origin_of
 from codeparrot.errors import EmptyCorpusError
 from codeparrot.manifest import File, Manifest, json_lines
-from codeparrot.near_dedup import Removal
 from codeparrot.splits import SPLITS, CurateSettings, validation_units
+from codeparrot.storage import open_storage, sha256_hex
 from ray_jobs import near_duplicates
 from ray_jobs.cluster import spread
 from ray_jobs.curate_shard import (
@@ -33,6 +34,8 @@ from ray_jobs.curate_shard import (
     smallest,
     write_shard,
 )
+from ray_jobs.near_duplicates import Near
+from ray_jobs.near_index import Corpus, Places, Shard, earlier
 from ray_jobs.progress import size
 from ray_jobs.stage import Output, Stage, Work, main, stage_settings
 from ray_jobs.tally import Redacted, Tally
@@ -47,7 +50,9 @@ def run(work: Work) -> Output:
     """Judge, decide, write."""
     raw, settings, seed = work.inputs["raw"], work.recipe.curate, work.recipe.seed
     names = raw.names("part-")
-    judge = partial(judge_shard, uri=work.storage.uri, raw=raw, settings=settings, seed=seed, problems=work.plan)
+    judge = partial(
+        judge_shard, uri=work.storage.uri, raw=raw, settings=settings, seed=seed, problems=work.plan.problems
+    )
     verdicts = spread("curate: judge", names, judge)
     reasons, removals, near = _duplicates(work, names, verdicts)
     placements = _decide(names, verdicts, reasons, settings, seed)
@@ -75,15 +80,29 @@ def _contamination(verdicts: list[list[Verdict]]) -> bytes:
     )
 
 
-def plan(recipe: Recipe) -> tuple[str, Problems | None]:
-    """The benchmarks that nothing may be learned from by heart."""
-    settings = recipe.curate.decontaminate
-    return ("", None) if settings is None else read_benchmarks(settings)
+@dataclass(frozen=True)
+class Outside:
+    """What curation looks at beside the raw documents."""
+
+    problems: Problems | None
+    """Of benchmarks, which nothing may be learned from by heart."""
+    against: list[Corpus]
+    """Earlier corpora, whose documents are not to be learned twice."""
+
+
+def plan(recipe: Recipe) -> tuple[str, Outside]:
+    """Both, and a digest of them."""
+    settings = recipe.curate
+    asked, problems = ("", None) if settings.decontaminate is None else read_benchmarks(settings.decontaminate)
+    if settings.near_dedup is None or not settings.near_dedup.against:
+        return asked, Outside(problems, [])
+    known, against = earlier(settings.near_dedup, open_storage(recipe.storage.uri))
+    return sha256_hex(f"{asked} {known}".encode()), Outside(problems, against)
 
 
 def _duplicates(
     work: Work, names: list[str], verdicts: list[list[Verdict]]
-) -> tuple[list[str | None], list[Removal], dict[str, Any]]:
+) -> tuple[list[str | None], list[Near], dict[str, Any]]:
     """The reasons of all documents, those for duplicates included; the near ones that go, and counts of them."""
     settings = work.recipe.curate
     flat = [verdict for shard in verdicts for verdict in shard]
@@ -95,20 +114,24 @@ def _duplicates(
     if settings.near_dedup is None:
         return reasons, [], {}
     passed = passing(reasons)
-    everywhere = [(name, row) for name, shard in zip(names, verdicts, strict=True) for row in range(len(shard))]
+    sizes = [len(shard) for shard in verdicts]
+    owners = np.repeat(np.arange(len(names)), sizes)
+    rows = np.concatenate([np.arange(num_documents) for num_documents in sizes])
+    bands = b"".join(flat[index].bands for index in passed)
     found, counts = near_duplicates.find(
-        [everywhere[index] for index in passed],
-        np.frombuffer(b"".join(flat[i].bands for i in passed), np.uint64).reshape(
-            len(passed), settings.near_dedup.num_bands
+        Places(
+            tuple(Shard(0, name) for name in names),
+            owners[passed],
+            rows[passed],
+            np.frombuffer(bands, np.uint64).reshape(len(passed), settings.near_dedup.num_bands),
         ),
         [flat[index].preference for index in passed],
         [flat[index].document for index in passed],
-        uri=work.storage.uri,
-        raw=work.inputs["raw"],
+        corpus=Corpus(work.storage.uri, work.inputs["raw"], settings.redact),
+        against=work.plan.against,
         settings=settings.near_dedup,
-        redact=settings.redact,
     )
-    removals = [Removal(passed[near.index], passed[near.kept], near.similarity) for near in found]
+    removals = [replace(near, index=passed[near.index]) for near in found]
     for removal in removals:
         reasons[removal.index] = NEAR_DUPLICATE
     return reasons, removals, counts
@@ -137,7 +160,8 @@ def _decide(
     placements, start = [], 0
     for index, (name, shard) in enumerate(zip(names, verdicts, strict=True)):
         stop = start + len(shard)
-        placements.append(Placement(name, index, reasons[start:stop], splits[start:stop]))
+        bands = [verdict.bands for verdict in shard]
+        placements.append(Placement(name, index, reasons[start:stop], splits[start:stop], bands))
         start = stop
     return placements
 

@@ -21,6 +21,7 @@ from codeparrot.redact import redact_table
 from codeparrot.splits import SPLITS, CurateSettings
 from codeparrot.storage import open_storage
 from codeparrot.tokenizer import gpt2_encoder
+from ray_jobs.near_index import PREFIX, to_index
 from ray_jobs.tally import Redacted, Tally
 
 EXCERPT_CHARACTERS = 2000
@@ -54,6 +55,8 @@ class Placement:
     index: int
     reasons: list[str | None]
     splits: list[str]
+    bands: list[bytes]
+    """The keys of every document, for the index of near duplicates; empty ones if it has none."""
 
 
 Sample = tuple[float, dict[str, str]]
@@ -142,6 +145,11 @@ def write_shard(
         if part.num_rows:
             name = f"{split}/part-{placement.index:05d}.parquet"
             written.files.append(write_file(storage, folder, name, to_parquet(part)))
+            bands = [own for own, is_here in zip(placement.bands, here, strict=True) if is_here]
+            signed = [row for row, own in enumerate(bands) if own]
+            if settings.near_dedup is not None:
+                data = to_index(signed, [bands[row] for row in signed])
+                written.files.append(write_file(storage, folder, f"{PREFIX}{name}", data))
     for reason, values in zip(placement.reasons, redacted, strict=True):
         if reason is None:
             written.redacted.count(values)

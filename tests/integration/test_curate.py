@@ -33,7 +33,7 @@ def curated(machine: Machine, shard_bytes: int) -> tuple[set[str], list[dict[str
     storage = open_storage(machine.values["storage"]["uri"])
     manifest = load_manifest(storage, "curated")
     assert manifest is not None
-    names = [file.name for file in manifest.files if "/part-" in file.name]
+    names = [*manifest.names("train/"), *manifest.names("validation/")]
     kept = {row["path"] for name in names for row in from_parquet(manifest.read(storage, name), ["path"]).to_pylist()}
     audit = pq.read_table(io.BytesIO(manifest.read(storage, "near_duplicates.parquet"))).to_pylist()
     assert all(json.loads(line)["reason"] for line in manifest.read(storage, "rejected.jsonl").splitlines())
@@ -149,3 +149,56 @@ def test_what_is_redacted_is_in_nothing_that_curation_writes_or_says(machine: Ma
     assert counts["num_documents"] == 3
     assert counts["by_kind"]["github_token"] == {"num_documents": 3, "num_values": 180}
     assert counts["by_kind"]["private_key"] == {"num_documents": 1, "num_values": 1}
+
+
+def test_what_is_near_to_an_earlier_corpus_goes_and_that_corpus_stays(machine: Machine) -> None:
+    def corpus(name: str, texts: dict[str, str], near_dedup: dict[str, Any]) -> None:
+        for path, text in texts.items():
+            (machine.folder / name / path).parent.mkdir(parents=True, exist_ok=True)
+            (machine.folder / name / path).write_text(text)
+        source = {"kind": "directory", "path": str(machine.folder / name), "license": "MIT"}
+        machine.values["storage"] = {"uri": str(machine.folder / f"{name}-data")}
+        machine.values["collect"] = {"sources": [source], "shard_bytes": 4_000}
+        machine.values["curate"] = {
+            "licenses": {"allow": ["MIT"]},
+            "filters": {"config_or_test_drop_probability": None},
+            "near_dedup": near_dedup,
+        }
+
+    corpus("old", {"one/a.py": program(), "two/b.py": program(start=1000)}, {})
+    for stage in ("collect", "curate"):
+        machine.run(stage)
+    earlier = machine.values["storage"]["uri"]
+    texts = {
+        "a/near.py": program(3),
+        "a/nearer.py": program(3, 5),
+        "b/new.py": program(start=2000),
+        "c/twin.py": program(start=2000) + "one_more = 1\n",
+        "c/other.py": program(start=3000),
+    }
+    corpus("new", texts, {"against": [earlier]})
+    machine.run("collect")
+    machine.run("curate")
+    storage = open_storage(machine.values["storage"]["uri"])
+    manifest = load_manifest(storage, "curated")
+    assert manifest is not None
+    names = [*manifest.names("train/"), *manifest.names("validation/")]
+    kept = {row["path"] for name in names for row in from_parquet(manifest.read(storage, name), ["path"]).to_pylist()}
+    assert kept == {"b/new.py", "c/other.py"}
+    rows = pq.read_table(io.BytesIO(manifest.read(storage, "near_duplicates.parquet"))).to_pylist()
+    assert {(row["removed_path"], row["kept_path"], row["kept_in"]) for row in rows} == {
+        ("a/near.py", "one/a.py", earlier),
+        ("a/nearer.py", "one/a.py", earlier),
+        ("c/twin.py", "b/new.py", None),
+    }
+    assert manifest.counts["near_dedup"]["num_compared_with"] == 2
+
+    for against, values, message in (
+        (machine.values["storage"]["uri"], {}, "is storage.uri itself"),
+        (earlier, {"shingle_words": 4}, "'shingle_words': 5, 'version': 1}, not {"),
+        (str(machine.folder / "nothing"), {}, "run `python -m ray_jobs.curate`"),
+    ):
+        machine.values["curate"]["near_dedup"] = {"against": [against], **values}
+        failed = machine.start("curate")
+        assert failed.wait() != 0
+        assert message in failed.output
