@@ -175,8 +175,8 @@ def near_duplicates(
 ) -> list[Removal]:
     """Which of the documents go. The order of `documents` is that of preference; `keys[i]` are those of document i.
 
-    `shingles_of(i)` gives the sorted, distinct shingles of document i. Those in `stays` are kept, whatever they are near
-    to.
+    `shingles_of(i)` gives the sorted, distinct shingles of document i. Those in `stays` are kept, whatever they are
+    near to.
     """
     kept_in: dict[tuple[int, int], list[int]] = {}
     sets: dict[int, Hashes] = {}
