@@ -45,6 +45,8 @@ Nothing here imports ray or kubernetes, so every piece runs in a plain test or u
     train              the loop
     generate           completions
     plots              the drawings of the report
+    pages              what pages and cards share, and how text of strangers is shown
+    data_card          what is in a corpus, where it comes from, what was removed by what
     report             the page a person looks at
     runs               the runs of a store: what there is, whether it is intact, deleting it
     hub                a checkpoint as the hub has models, with its model card

@@ -42,6 +42,8 @@ class Problems:
     """The runs of words of all problems."""
 
     names: tuple[str, ...]
+    benchmarks: tuple[str, ...]
+    """The file that each problem is from, as in the settings."""
     hashes: Hashes
     """Sorted; (hash, owner) pairs are distinct."""
     owners: Indices
@@ -66,6 +68,7 @@ class Problems:
 def read_benchmarks(settings: DecontaminateSettings) -> tuple[str, Problems]:
     """(digest of the files, their problems). Raises SourceError if one cannot be read or has nothing to compare."""
     names: list[str] = []
+    benchmarks: list[str] = []
     digests, found = [], []
     for path in settings.files:
         data = _read(path)
@@ -79,8 +82,11 @@ def read_benchmarks(settings: DecontaminateSettings) -> tuple[str, Problems]:
         for (number, _), problem in zip(lines, problems, strict=True):
             name = str(problem.get("task_id", f"{path.name}:{number}"))
             names.append(f"{path.name}:{name}" if name in names else name)
+            benchmarks.append(str(path))
     pairs = np.unique(np.concatenate(found), axis=0)
-    known = Problems(tuple(names), pairs[:, 0].copy(), pairs[:, 1].astype(np.int64), settings.shared_words)
+    known = Problems(
+        tuple(names), tuple(benchmarks), pairs[:, 0].copy(), pairs[:, 1].astype(np.int64), settings.shared_words
+    )
     return sha256_hex(json.dumps(digests).encode()), known
 
 

@@ -7,9 +7,10 @@ ends and no byte-order mark; what cannot become that is rejected with a reason, 
 import io
 import re
 import tokenize
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from enum import StrEnum
+from itertools import count
 from typing import TYPE_CHECKING
 
 from codeparrot.storage import sha256_hex
@@ -63,6 +64,12 @@ def document_id(source: str, repository: str, path: str) -> str:
 def origin_of(document_id: str) -> dict[str, str]:
     """The source, repository and path that an id was made of."""
     return dict(zip(("source", "repository", "path"), document_id.split("\0"), strict=True))
+
+
+def size_classes() -> Iterator[int]:
+    """100, 200, 500, 1000, ...: documents are counted by the least of these that their bytes do not exceed."""
+    for power in count(2):
+        yield from (digit * 10**power for digit in (1, 2, 5))
 
 
 def language_of(path: str) -> str | None:

@@ -8,7 +8,6 @@ only a person can know stands in it as `<...>`.
 import contextlib
 import json
 from collections.abc import Mapping
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from codeparrot import __version__
@@ -16,7 +15,7 @@ from codeparrot.checkpoint import Checkpoint
 from codeparrot.errors import CheckpointError, ManifestError
 from codeparrot.manifest import Manifest, canonical, load_manifest
 from codeparrot.model import ModelSettings, build_model, export_files, model_config
-from codeparrot.plots import compact, count, duration, size, visible
+from codeparrot.pages import markdown
 from codeparrot.run_record import METRICS
 from codeparrot.runs import validation_losses
 from codeparrot.settings import validate
@@ -26,7 +25,6 @@ from codeparrot.tokenizer import Encoder
 if TYPE_CHECKING:
     import transformers
 
-TEMPLATE = Path(__file__).with_name("hub.md.j2")
 CARD = "README.md"
 CORE_INPUTS = ("packed", "tokenizer")
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json")
@@ -125,18 +123,12 @@ def render_card(
     storage: Storage, checkpoint: Checkpoint, model: "transformers.GPT2LMHeadModel", outputs: Mapping[str, Manifest]
 ) -> str:
     """The model card, in Markdown."""
-    import jinja2
-
     settings = checkpoint.manifest.settings
     train = settings["train"]
     config = model.config
     losses = validation_losses(checkpoint.read(METRICS)) if METRICS in checkpoint.manifest.names() else {}
-    environment = jinja2.Environment(  # noqa: S701 - Markdown; what strangers wrote is escaped by `cell` and `block`
-        undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
-    environment.filters |= {"count": count, "compact": compact, "size": size, "duration": duration}
-    environment.filters |= {"cell": cell, "block": block}
-    return environment.from_string(TEMPLATE.read_text("utf-8")).render(
+    return markdown(
+        "hub.md.j2",
         version=__version__,
         name=checkpoint.manifest.prefix.split("/")[1],
         step=checkpoint.step,
@@ -168,14 +160,3 @@ def _completions(storage: Storage, outputs: Mapping[str, Manifest]) -> list[dict
         pairs: list[dict[str, str]] = json.loads(outputs["completions"].read(storage, "completions.json"))
         return pairs
     return []
-
-
-def cell(value: object) -> str:
-    """Any value as the text of a cell of a table: neither markup nor HTML of it acts."""
-    text = " ".join(visible(value if isinstance(value, str) else json.dumps(value)).split())
-    return "".join(f"&#{ord(character)};" if character in "|<>&`*[]\\" else character for character in text)
-
-
-def block(text: str) -> str:
-    """Any text as an indented block of code."""
-    return "\n".join(f"    {line}".rstrip() for line in visible(text).split("\n"))

@@ -24,6 +24,8 @@ from codeparrot.storage import Storage, sha256_hex
 MANIFEST = "manifest.json"
 DATA = "data"
 FORMAT = 1
+ABOUT = ("card.html", "card.md")
+"""Files that tell of an output and are no part of it: other words make nothing downstream anew."""
 
 
 @dataclass(frozen=True)
@@ -57,7 +59,8 @@ class Manifest:
     @property
     def digest(self) -> str:
         """SHA-256 of the content alone: names and hashes of the files, and the counts."""
-        return sha256_hex(canonical([[asdict(file) for file in self.files], self.counts]))
+        content = [asdict(file) for file in self.files if file.name not in ABOUT]
+        return sha256_hex(canonical([content, self.counts]))
 
     def to_json(self) -> bytes:
         """As it is stored."""

@@ -8,9 +8,9 @@ The same data gives the same bytes.
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
+from codeparrot.pages import html_page
 from codeparrot.plots import (
     FIRST,
     QUIET,
@@ -19,19 +19,16 @@ from codeparrot.plots import (
     Curve,
     bar_plot,
     compact,
-    count,
     curve_plot,
     document_length_plot,
     duration,
     share_plot,
-    size,
     token_length_plot,
-    visible,
 )
 
-TEMPLATE = Path(__file__).with_name("report.html.j2")
 NUM_REPOSITORIES = 15
-MISSING = "n/a"
+NUM_SAMPLES = 5
+"""Rejected documents to read, of each reason; the data card has more."""
 
 
 @dataclass(frozen=True)
@@ -59,19 +56,12 @@ class ReportData:
 
 def render(data: ReportData) -> str:
     """The report as one self-contained HTML page."""
-    import jinja2
     from markupsafe import Markup
 
-    environment = jinja2.Environment(
-        autoescape=True, undefined=jinja2.ChainableUndefined, trim_blocks=True, lstrip_blocks=True
-    )
-    numbers = {"count": count, "compact": compact, "size": size, "duration": duration}
-    environment.filters |= {name: _or_missing(form) for name, form in numbers.items()}
-    environment.filters |= {"decimal": _or_missing(_decimal)}
-    environment.filters |= {"visible": visible, "token": token}
-    template = environment.from_string(TEMPLATE.read_text("utf-8"))
-    return template.render(
+    return html_page(
+        "report.html.j2",
         data=data,
+        token=token,
         total_seconds=sum(stage["seconds"] for stage in data.stages),
         plots={name: Markup(svg) for name, svg in plots(data).items()},  # noqa: S704 - drawn and escaped by us
         ledger=ledger(data.packed),
@@ -152,7 +142,11 @@ def samples(curated: Mapping[str, Any]) -> list[dict[str, Any]]:
     for sample in curated.get("rejected_samples", []):
         found.setdefault(sample["reason"], []).append(sample)
     groups = [
-        {"reason": reason, "num_documents": rejected.get(reason, {}).get("num_documents"), "documents": documents}
+        {
+            "reason": reason,
+            "num_documents": rejected.get(reason, {}).get("num_documents"),
+            "documents": documents[:NUM_SAMPLES],
+        }
         for reason, documents in found.items()
     ]
     return sorted(groups, key=lambda group: (-(group["num_documents"] or 0), group["reason"]))
@@ -177,15 +171,6 @@ def median_speed(history: list[dict[str, Any]]) -> float | None:
 def token(value: str) -> str:
     """A token as Python would write it, its spaces as open boxes: most of them differ in nothing else."""
     return repr(value).replace(" ", "\u2423")
-
-
-def _or_missing(form: Any) -> Any:
-    """The format, for values that may be missing: an evaluation that never ran is not zero."""
-    return lambda value, *rest: form(value, *rest) if isinstance(value, (int, float)) else MISSING
-
-
-def _decimal(value: float, places: int = 2) -> str:
-    return f"{value:,.{places}f}"
 
 
 def _two_decimals(value: float) -> str:

@@ -37,8 +37,10 @@ class CurateSettings(Settings):
     """Expected share of repositories in the validation split."""
     split_by: Literal["repository", "document"] = "repository"
     """`document` is for a corpus of a single repository; its validation loss is too good to be true."""
-    num_rejected_samples: int = Field(default=5, ge=0)
-    """Rejected documents per reason to keep for a person to read."""
+    num_rejected_samples: int = Field(default=20, ge=0)
+    """Rejected documents per reason to show a person, in `rejected.jsonl` and on the data card."""
+    num_kept_samples: int = Field(default=20, ge=0)
+    """Documents that were kept to show on the data card."""
 
 
 def validation_units(units: Iterable[str], *, seed: int, fraction: float) -> frozenset[str]:

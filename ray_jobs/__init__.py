@@ -12,6 +12,7 @@ The only place that imports ray. In the order of the flow:
     near_index        the index with which later corpora are compared
     near_duplicates   near duplicates of a whole corpus, compared side by side
     curate_shard      one shard in the two passes of curation
+    data_card         the data card of a curated corpus
     curate            raw -> curated, split documents
     train_tokenizer   curated -> tokenizer
     pack              curated + tokenizer -> packed rows

@@ -52,7 +52,7 @@ def _read_shard(
     result = read(entries, max_file_bytes)
     tally = Tally()
     for document in result.documents:
-        tally.keep(document.repository, document.license, document.size_bytes)
+        tally.keep(vars(document))
     for entry, reason in result.rejected:
         tally.reject(str(reason), entry.size_bytes)
     if not result.documents:

@@ -34,6 +34,7 @@ from ray_jobs.curate_shard import (
     smallest,
     write_shard,
 )
+from ray_jobs.data_card import Clusters, contamination, write_card
 from ray_jobs.near_duplicates import Near
 from ray_jobs.near_index import Corpus, Places, Shard, earlier
 from ray_jobs.progress import size
@@ -54,28 +55,34 @@ def run(work: Work) -> Output:
         judge_shard, uri=work.storage.uri, raw=raw, settings=settings, seed=seed, problems=work.plan.problems
     )
     verdicts = spread("curate: judge", names, judge)
-    reasons, removals, near = _duplicates(work, names, verdicts)
+    reasons, duplicates = _duplicates(work, names, verdicts)
     placements = _decide(names, verdicts, reasons, settings, seed)
     place = partial(
         write_shard, uri=work.storage.uri, folder=work.attempt.folder, raw=raw, settings=settings, seed=seed
     )
     written = spread("curate: write", placements, place)
-    files, counts = _gather(work, written)
-    if settings.decontaminate is not None:
-        files.append(work.attempt.write("contaminated.jsonl", _contamination(verdicts)))
+    flat = [verdict for shard in verdicts for verdict in shard]
+    files, counts, samples = _gather(work, written)
+    if work.plan.problems is not None:
+        files.append(work.attempt.write("contaminated.jsonl", _contamination(flat)))
+        counts["contaminated"] = contamination(flat, work.plan.problems)
+    ids = [verdict.document for verdict in flat]
+    clusters = {}
+    if settings.exact_dedup:
+        clusters[DUPLICATE] = Clusters(duplicates.exact, ids)
+        counts["exact_dedup"] = clusters[DUPLICATE].counts()
     if settings.near_dedup is not None:
-        ids = [verdict.document for shard in verdicts for verdict in shard]
-        files.append(work.attempt.write("near_duplicates.parquet", near_duplicates.audit(removals, ids)))
-        counts["near_dedup"] = near
-    return files, counts
+        clusters[NEAR_DUPLICATE] = Clusters(duplicates.near, ids)
+        counts["near_dedup"] = {**clusters[NEAR_DUPLICATE].counts(), **duplicates.counts}
+        files.append(work.attempt.write("near_duplicates.parquet", near_duplicates.audit(duplicates.near, ids)))
+    return [*files, *write_card(work, files, counts, samples, clusters)], counts
 
 
-def _contamination(verdicts: list[list[Verdict]]) -> bytes:
+def _contamination(verdicts: list[Verdict]) -> bytes:
     """Every document that shares text with benchmarks, and with which problems how much, as JSON lines."""
     return json_lines(
         {**origin_of(verdict.document), "shared": verdict.contamination}
-        for shard in verdicts
-        for verdict in shard
+        for verdict in verdicts
         if verdict.contamination
     )
 
@@ -100,19 +107,31 @@ def plan(recipe: Recipe) -> tuple[str, Outside]:
     return sha256_hex(f"{asked} {known}".encode()), Outside(problems, against)
 
 
-def _duplicates(
-    work: Work, names: list[str], verdicts: list[list[Verdict]]
-) -> tuple[list[str | None], list[Near], dict[str, Any]]:
-    """The reasons of all documents, those for duplicates included; the near ones that go, and counts of them."""
+@dataclass(frozen=True)
+class Duplicates:
+    """Those that go, each with what stays for it."""
+
+    exact: list[Near]
+    near: list[Near]
+    counts: dict[str, Any]
+    """Of near ones, for the manifest."""
+
+
+def _duplicates(work: Work, names: list[str], verdicts: list[list[Verdict]]) -> tuple[list[str | None], Duplicates]:
+    """The reasons of all documents, those for duplicates included."""
     settings = work.recipe.curate
     flat = [verdict for shard in verdicts for verdict in shard]
     reasons = [verdict.reason for verdict in flat]
+    exact: list[Near] = []
     if settings.exact_dedup:
         passed = passing(reasons)
-        for twin in exact_duplicates([flat[i].key for i in passed], [flat[i].preference for i in passed]):
+        twins = exact_duplicates([flat[i].key for i in passed], [flat[i].preference for i in passed])
+        for twin in twins:
             reasons[passed[twin]] = DUPLICATE
+        stays = {flat[i].key: flat[i].document for i in passing(reasons)}
+        exact = [Near(passed[twin], stays[flat[passed[twin]].key], None, 1.0) for twin in twins]
     if settings.near_dedup is None:
-        return reasons, [], {}
+        return reasons, Duplicates(exact, [], {})
     passed = passing(reasons)
     sizes = [len(shard) for shard in verdicts]
     owners = np.repeat(np.arange(len(names)), sizes)
@@ -131,10 +150,10 @@ def _duplicates(
         against=work.plan.against,
         settings=settings.near_dedup,
     )
-    removals = [replace(near, index=passed[near.index]) for near in found]
-    for removal in removals:
+    near = [replace(removal, index=passed[removal.index]) for removal in found]
+    for removal in near:
         reasons[removal.index] = NEAR_DUPLICATE
-    return reasons, removals, counts
+    return reasons, Duplicates(exact, near, counts)
 
 
 def _decide(
@@ -170,28 +189,32 @@ def _unit(verdict: Verdict, settings: CurateSettings) -> str:
     return verdict.repository if settings.split_by == "repository" else verdict.document
 
 
-def _gather(work: Work, written: list[Written]) -> tuple[list[File], dict[str, Any]]:
+def _gather(work: Work, written: list[Written]) -> tuple[list[File], dict[str, Any], dict[str | None, list[Any]]]:
+    """The files of all shards and those that sum them up, counts, and samples by reason."""
     settings = work.recipe.curate
     total = {split: Tally() for split in SPLITS}
-    pooled: dict[str, list[Sample]] = defaultdict(list)
+    pooled: dict[str | None, list[Sample]] = defaultdict(list)
     for shard in written:
         for split in SPLITS:
             total[split].add(shard.tallies[split])
         for reason, samples in shard.samples.items():
             pooled[reason] += samples
-    chosen = [text for reason in sorted(pooled) for _, text in smallest(pooled[reason], settings)]
+    chosen = {
+        reason: [sample for _, sample in smallest(pooled[reason], reason, settings)]
+        for reason in sorted(pooled, key=lambda reason: reason or "")
+    }
+    rejected = [sample for reason, found in chosen.items() if reason is not None for sample in found]
     files = [file for shard in written for file in shard.files]
-    files.append(work.attempt.write("rejected.jsonl", json_lines(chosen)))
+    files.append(work.attempt.write("rejected.jsonl", json_lines(rejected)))
     files.append(work.attempt.write("attribution.jsonl", _attribution(written)))
     splits = {
         split: {
             "num_documents": tally.num_documents,
             "size_bytes": tally.size_bytes,
-            "num_repositories": len(tally.by_repository["num_documents"]),
+            "num_repositories": len(tally.repositories),
         }
         for split, tally in total.items()
     }
-    held_out = sorted(total["validation"].by_repository["num_documents"])
     both = Tally()
     for tally in total.values():
         both.add(tally)
@@ -200,12 +223,12 @@ def _gather(work: Work, written: list[Written]) -> tuple[list[File], dict[str, A
         "num_documents_in": raw["num_documents"],
         "size_bytes_in": raw["size_bytes"],
         "splits": splits,
-        "validation_repositories": held_out,
+        "validation_repositories": total["validation"].repositories,
         **both.counts(),
     }
     if settings.redact is not None:
         counts["redacted"] = _redacted(written)
-    return files, counts
+    return files, counts, chosen
 
 
 def _redacted(written: list[Written]) -> dict[str, Any]:

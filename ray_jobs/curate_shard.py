@@ -5,24 +5,27 @@ What the tasks of `ray_jobs.curate` run, and what they tell the driver.
 
 import heapq
 from collections import Counter, defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any
+from operator import itemgetter
+from typing import Any, TypeVar
 
 from codeparrot.decontaminate import Problems
 from codeparrot.dedup import content_key
-from codeparrot.documents import Document, from_parquet, to_parquet
+from codeparrot.documents import Document, document_id, from_parquet, to_parquet
 from codeparrot.draws import uniform
 from codeparrot.filters import reject, reject_license
 from codeparrot.manifest import File, Manifest, write_file
 from codeparrot.near_dedup import band_keys
-from codeparrot.redact import redact_table
+from codeparrot.redact import RedactSettings, redact, redact_table
 from codeparrot.splits import SPLITS, CurateSettings
 from codeparrot.storage import open_storage
 from codeparrot.tokenizer import gpt2_encoder
 from ray_jobs.near_index import PREFIX, to_index
 from ray_jobs.tally import Redacted, Tally
+
+T = TypeVar("T")
 
 EXCERPT_CHARACTERS = 2000
 CONTAMINATED = "contaminated"
@@ -59,8 +62,8 @@ class Placement:
     """The keys of every document, for the index of near duplicates; empty ones if it has none."""
 
 
-Sample = tuple[float, dict[str, str]]
-"""(what decides which are shown, the text to show)"""
+Sample = tuple[float, dict[str, Any]]
+"""(what decides which are shown, what to show of a document)"""
 
 
 def judge_shard(
@@ -118,7 +121,8 @@ class Written:
 
     files: list[File]
     tallies: dict[str, Tally]
-    samples: dict[str, list[Sample]]
+    samples: dict[str | None, list[Sample]]
+    """Of each reason, and of what is kept (None)."""
     origins: Counter[tuple[str | None, ...]]
     """Documents kept, by `ORIGIN`."""
     redacted: Redacted = field(default_factory=Redacted)
@@ -134,14 +138,22 @@ def write_shard(
     storage = open_storage(uri)
     table, redacted = redact_table(from_parquet(raw.read(storage, placement.name)), settings.redact)
     written = Written([], {split: Tally() for split in SPLITS}, {}, Counter())
+    drawn: dict[str | None, list[tuple[float, int]]] = defaultdict(list)
+    rows = table.drop_columns(["content"]).to_pylist()
+    for index, (row, reason, split) in enumerate(zip(rows, placement.reasons, placement.splits, strict=True)):
+        if reason is None:
+            written.tallies[split].keep(row)
+            written.origins[tuple(row[name] for name in ORIGIN)] += 1
+            written.redacted.count(redacted[index])
+        else:
+            written.tallies[split].reject(reason, row["size_bytes"])
+        identity = document_id(row["source"], row["repository"], row["path"])
+        drawn[reason].append((uniform(seed, "sample", identity), index))
     for split in SPLITS:
         here = [
             reason is None and where == split for reason, where in zip(placement.reasons, placement.splits, strict=True)
         ]
         part = table.filter(pa.array(here))
-        for row in part.drop_columns(["content"]).to_pylist():
-            written.tallies[split].keep(row["repository"], row["license"], row["size_bytes"])
-            written.origins[tuple(row[name] for name in ORIGIN)] += 1
         if part.num_rows:
             name = f"{split}/part-{placement.index:05d}.parquet"
             written.files.append(write_file(storage, folder, name, to_parquet(part)))
@@ -150,25 +162,23 @@ def write_shard(
             if settings.near_dedup is not None:
                 data = to_index(signed, [bands[row] for row in signed])
                 written.files.append(write_file(storage, folder, f"{PREFIX}{name}", data))
-    for reason, values in zip(placement.reasons, redacted, strict=True):
-        if reason is None:
-            written.redacted.count(values)
-    rejected = [index for index, reason in enumerate(placement.reasons) if reason is not None]
-    samples: dict[str, list[Sample]] = defaultdict(list)
-    for index, row in zip(rejected, table.take(pa.array(rejected, pa.int64())).to_pylist(), strict=True):
-        reason = str(placement.reasons[index])
-        written.tallies["train"].reject(reason, row["size_bytes"])
-        text = {
-            "reason": reason,
-            "repository": row["repository"],
-            "path": row["path"],
-            "excerpt": row["content"][:EXCERPT_CHARACTERS],
-        }
-        samples[reason].append((uniform(seed, "sample", Document(**row).id), text))
-    written.samples.update({reason: smallest(found, settings) for reason, found in samples.items()})
+    for reason, found in drawn.items():
+        written.samples[reason] = [
+            (draw, _sample(reason, rows[index], table["content"][index].as_py(), settings))
+            for draw, index in smallest(found, reason, settings)
+        ]
     return written
 
 
-def smallest(samples: list[Sample], settings: CurateSettings) -> list[Sample]:
-    """The rejected documents to show of one reason."""
-    return heapq.nsmallest(settings.num_rejected_samples, samples, key=lambda sample: sample[0])
+def _sample(reason: str | None, row: Mapping[str, Any], content: str, settings: CurateSettings) -> dict[str, Any]:
+    """What a person sees of a document; its beginning is redacted even where the corpus is not."""
+    if settings.redact is None:
+        content, _ = redact(content, RedactSettings())
+    shown = {name: row[name] for name in ("source", "repository", "path", "license", "size_bytes")}
+    return {"reason": reason, **shown, "excerpt": content[:EXCERPT_CHARACTERS]}
+
+
+def smallest(drawn: list[tuple[float, T]], reason: str | None, settings: CurateSettings) -> list[tuple[float, T]]:
+    """The documents to show of one reason, or of those that are kept."""
+    number = settings.num_kept_samples if reason is None else settings.num_rejected_samples
+    return heapq.nsmallest(number, drawn, key=itemgetter(0))

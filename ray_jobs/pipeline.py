@@ -1,6 +1,6 @@
 """All stages in order, as one job that can be interrupted anywhere and run again.
 
-At the end it prints what came out, and copies report, summary and export from the store to
+At the end it prints what came out, and copies report, data card, summary and export from the store to
 `.codeparrot/runs/NAME/` (or below CODEPARROT_STATE) on the machine it runs on.
 """
 
@@ -12,6 +12,7 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
+from codeparrot import data_card
 from codeparrot.config import Recipe
 from codeparrot.manifest import Manifest
 from codeparrot.plots import visible
@@ -36,8 +37,12 @@ def run_pipeline(recipe: Recipe, storage: Storage) -> None:
     local.write("summary.json", text)
     storage.write(f"{recipe.prefix_of('run')}/summary.json", text)
     local.write(report.PAGE, manifests["report"].read(storage, report.PAGE))
+    for name in data_card.FILES:
+        local.write(name, manifests["curated"].read(storage, name))
     show(outcomes, pairs)
-    console.print(f"\nsummary  {escape(str(folder / 'summary.json'))}\nreport   {escape(str(folder / report.PAGE))}")
+    console.print()
+    for label, name in (("summary", "summary.json"), ("report", report.PAGE), ("data card", data_card.HTML)):
+        console.print(f"{label:<9}  {escape(str(folder / name))}")
 
 
 def summary(

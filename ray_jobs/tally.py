@@ -1,52 +1,66 @@
-"""Counting documents and bytes: kept by licence and repository, rejected by reason, redacted by kind."""
+"""Counting documents and bytes: kept by what they are, rejected by reason, redacted by kind."""
 
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from codeparrot.documents import size_classes
+
 Amount = dict[str, Counter[str]]
+
+UNKNOWN = "unknown"
+COLUMNS = ("source", "repository", "license", "language")
+"""Of a document; what is kept is counted by each of them, and by size."""
 
 
 def _amount() -> Amount:
     return {"num_documents": Counter(), "size_bytes": Counter()}
 
 
+def _count(amount: Amount, key: str, size_bytes: int) -> None:
+    amount["num_documents"][key] += 1
+    amount["size_bytes"][key] += size_bytes
+
+
 @dataclass
 class Tally:
     """What one shard, or all of them, kept and rejected."""
 
-    by_license: Amount = field(default_factory=_amount)
-    by_repository: Amount = field(default_factory=_amount)
+    by: dict[str, Amount] = field(default_factory=lambda: {name: _amount() for name in (*COLUMNS, "size")})
+    """What is kept."""
     rejected: Amount = field(default_factory=_amount)
 
     @property
     def num_documents(self) -> int:
         """Documents kept."""
-        return self.by_license["num_documents"].total()
+        return self.by["size"]["num_documents"].total()
 
     @property
     def size_bytes(self) -> int:
         """Bytes kept."""
-        return self.by_license["size_bytes"].total()
+        return self.by["size"]["size_bytes"].total()
 
-    def keep(self, repository: str, license_: str | None, size_bytes: int) -> None:
-        """Count a document that stays."""
-        for amount, key in ((self.by_license, license_ or "unknown"), (self.by_repository, repository)):
-            amount["num_documents"][key] += 1
-            amount["size_bytes"][key] += size_bytes
+    @property
+    def repositories(self) -> list[str]:
+        """Those that documents were kept from, in order."""
+        return sorted(self.by["repository"]["num_documents"])
+
+    def keep(self, row: Mapping[str, Any]) -> None:
+        """Count a document that stays, given its columns."""
+        size_bytes = row["size_bytes"]
+        for name in COLUMNS:
+            _count(self.by[name], row[name] or UNKNOWN, size_bytes)
+        _count(self.by["size"], str(next(bound for bound in size_classes() if size_bytes <= bound)), size_bytes)
 
     def reject(self, reason: str, size_bytes: int) -> None:
         """Count one that does not."""
-        self.rejected["num_documents"][reason] += 1
-        self.rejected["size_bytes"][reason] += size_bytes
+        _count(self.rejected, reason, size_bytes)
 
     def add(self, other: "Tally") -> None:
         """Add another tally to this one."""
-        for mine, theirs in (
-            (self.by_license, other.by_license),
-            (self.by_repository, other.by_repository),
-            (self.rejected, other.rejected),
-        ):
+        pairs = [(self.by[name], other.by[name]) for name in self.by]
+        for mine, theirs in (*pairs, (self.rejected, other.rejected)):
             for unit in mine:
                 mine[unit].update(theirs[unit])
 
@@ -55,8 +69,7 @@ class Tally:
         return {
             "num_documents": self.num_documents,
             "size_bytes": self.size_bytes,
-            "by_license": _by_key(self.by_license),
-            "by_repository": _by_key(self.by_repository),
+            **{f"by_{name}": _by_key(amount) for name, amount in self.by.items()},
             "rejected": _by_key(self.rejected),
         }
 

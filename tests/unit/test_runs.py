@@ -20,7 +20,6 @@ from codeparrot import runs as library
 from codeparrot.checkpoint import CheckpointStore, Identity
 from codeparrot.config import Recipe, load_recipe
 from codeparrot.errors import StoreUnreachable
-from codeparrot.hub import block, cell
 from codeparrot.lease import holding
 from codeparrot.manifest import Attempt, Manifest, canonical, json_lines, load_manifest
 from codeparrot.model import build_model, export_files, model_config
@@ -546,11 +545,6 @@ def test_the_card_of_a_mixture_names_its_corpora(store: Store, tmp_path: Path) -
     card = (tmp_path / "b/README.md").read_text()
     assert "| docs/packed | 1 | `<...>` |" in card
     assert "bits per byte |" not in card, "the evaluation is of a model with another mixture"
-
-
-def test_text_of_strangers_does_nothing_in_a_card() -> None:
-    assert cell("a|b\n<b>`x`\x1b") == "a&#124;b &#60;b&#62;&#96;x&#96;&#92;x1b"
-    assert block("a\n\n# b") == "    a\n\n    # b"
 
 
 def test_without_yes_it_is_said_what_would_go(store: Store, capsys: pytest.CaptureFixture[str]) -> None:
