@@ -42,6 +42,12 @@ def curated(machine: Machine, shard_bytes: int) -> tuple[set[str], list[dict[str
     owed = [json.loads(line) for line in manifest.read(storage, "attribution.jsonl").splitlines()]
     assert [row["repository"] for row in owed] == ["one", "three", "two"]
     assert all(row["license"] == "MIT" and row["source"] == "directory" and row["num_documents"] == 1 for row in owed)
+    card = manifest.read(storage, "card.md").decode()
+    for row in (*audit, *found):
+        assert row.get("removed_path", row.get("path")) in card
+    assert "| `near_duplicate` | it is nearly the same as one that stays | 3 |" in card
+    assert manifest.digest in card
+    assert manifest.digest in manifest.read(storage, "card.html").decode()
     return kept, audit, dict(manifest.counts)
 
 
@@ -75,8 +81,15 @@ def test_of_near_duplicates_one_stays_whatever_the_shards_and_the_others_leave_a
     assert pairs == {("one/b.py", "one/a.py"), ("two/a.py", "one/a.py"), ("three/e.py", "three/d.py")}
     assert all(0.85 <= row["jaccard"] < 1 for row in audit)
     assert counts["near_dedup"]["largest_group"] >= 3
+    assert counts["near_dedup"]["clusters_by_size"] == {"2": 1, "4": 1}
+    assert next(iter(counts["contaminated"].values())) == {
+        "num_documents": 1,
+        "num_problems_found": 1,
+        "num_problems": 1,
+    }
     again = curated(machine, 4_000)
     assert again[:2] == (kept, audit), "another division into shards"
+    assert again[2] == counts
 
 
 def secretive(chance: random.Random, number: int) -> tuple[str, list[str]]:

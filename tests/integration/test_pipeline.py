@@ -59,6 +59,9 @@ def test_a_run_leaves_a_report_and_an_export_that_plain_transformers_loads(undis
     assert tokenizer.decode(tokenizer("def f(x):\n    return x")["input_ids"]) == "def f(x):\n    return x"
     report = (undisturbed.state / "runs" / "micro" / "report.html").read_text()
     assert report.count("<svg") >= 5
+    folder = undisturbed.state / "runs" / "micro"
+    assert (folder / "card.md").read_text().startswith("# Data card: micro\n")
+    assert "How to reproduce it" in (folder / "card.html").read_text()
 
 
 def test_runs_in_the_object_store_are_listed_verified_and_exported(undisturbed: Machine, tmp_path: Path) -> None:

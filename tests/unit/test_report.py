@@ -231,7 +231,7 @@ def test_plots_take_their_colours_from_the_page(html: str) -> None:
     assert "<style" not in drawings
     used = set(re.findall(r"var\((--[a-z]+)\)", html))
     for scheme in re.findall(r":root \{(.*?)\}", html, re.DOTALL):
-        assert used - {"--mono"} <= set(re.findall(r"(--[a-z]+):", scheme))
+        assert used - {"--mono", "--part"} <= set(re.findall(r"(--[a-z]+):", scheme))
 
 
 def test_the_same_data_gives_the_same_page(html: str, monkeypatch: pytest.MonkeyPatch) -> None:
