@@ -279,6 +279,7 @@ def test_the_markdown_holds_no_html_no_link_and_every_excerpt_as_it_is(markdown:
     bold = {found[place + 1].content for place, each in enumerate(found) if each.type == "strong_open"}
     assert "b" not in bold
     assert [each.tag for each in found if each.type == "heading_open"].count("h1") == 1
+    assert markdown.startswith("# Data card: mine\n")
     assert not [character for character in markdown if not character.isprintable() and character != "\n"]
 
 
