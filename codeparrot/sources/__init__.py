@@ -7,6 +7,7 @@ depends on the seed and on each entry alone, never on the order of a directory l
     directory   any folder of code
     git         a commit of a git repository, at a path or a URL
     archive     a tar or zip file
+    github      repositories of GitHub, searched for or named
 """
 
 from collections.abc import Callable, Iterable, Sequence
@@ -25,6 +26,7 @@ from codeparrot.sources.archive import ArchiveSettings, ArchiveSource
 from codeparrot.sources.directory import DirectorySettings, DirectorySource
 from codeparrot.sources.entry import Entry
 from codeparrot.sources.git import GitSettings, GitSource
+from codeparrot.sources.github import GitHubSettings, GitHubSource
 from codeparrot.sources.packages import PackagesSettings, PackagesSource
 
 __all__ = [
@@ -32,6 +34,7 @@ __all__ = [
     "CollectSettings",
     "DirectorySettings",
     "Entry",
+    "GitHubSettings",
     "GitSettings",
     "PackagesSettings",
     "Source",
@@ -42,7 +45,7 @@ __all__ = [
 ]
 
 SourceSettings = Annotated[
-    PackagesSettings | DirectorySettings | GitSettings | ArchiveSettings, Field(discriminator="kind")
+    PackagesSettings | DirectorySettings | GitSettings | ArchiveSettings | GitHubSettings, Field(discriminator="kind")
 ]
 
 
@@ -85,6 +88,7 @@ SOURCES: dict[type[Settings], Callable[[Any], Source]] = {
     DirectorySettings: DirectorySource,
     GitSettings: GitSource,
     ArchiveSettings: ArchiveSource,
+    GitHubSettings: GitHubSource,
 }
 
 

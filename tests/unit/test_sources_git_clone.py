@@ -150,7 +150,7 @@ def test_a_cache_that_cannot_be_written_is_an_error(tmp_path: Path, monkeypatch:
     commit(tmp_path / "r", {b"a.py": X})
     (tmp_path / "file").touch()
     monkeypatch.setenv("CODEPARROT_CACHE", str(tmp_path / "file/cache"))
-    with pytest.raises(SourceError, match=r"cannot keep a clone in .*: Not a directory; set CODEPARROT_CACHE"):
+    with pytest.raises(SourceError, match=r"cannot keep what it fetches in .*: Not a directory; set CODEPARROT_CACHE"):
         entries_of(f"file://{tmp_path}/r")
 
 
