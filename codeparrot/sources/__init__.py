@@ -8,6 +8,7 @@ depends on the seed and on each entry alone, never on the order of a directory l
     git         a commit of a git repository, at a path or a URL
     archive     a tar or zip file
     github      repositories of GitHub, searched for or named
+    sdist       source distributions of a Python package index
 """
 
 from collections.abc import Callable, Iterable, Sequence
@@ -28,6 +29,7 @@ from codeparrot.sources.entry import Entry
 from codeparrot.sources.git import GitSettings, GitSource
 from codeparrot.sources.github import GitHubSettings, GitHubSource
 from codeparrot.sources.packages import PackagesSettings, PackagesSource
+from codeparrot.sources.sdist import SdistSettings, SdistSource
 
 __all__ = [
     "ArchiveSettings",
@@ -37,6 +39,7 @@ __all__ = [
     "GitHubSettings",
     "GitSettings",
     "PackagesSettings",
+    "SdistSettings",
     "Source",
     "choose",
     "open_source",
@@ -45,7 +48,8 @@ __all__ = [
 ]
 
 SourceSettings = Annotated[
-    PackagesSettings | DirectorySettings | GitSettings | ArchiveSettings | GitHubSettings, Field(discriminator="kind")
+    PackagesSettings | DirectorySettings | GitSettings | ArchiveSettings | GitHubSettings | SdistSettings,
+    Field(discriminator="kind"),
 ]
 
 
@@ -89,6 +93,7 @@ SOURCES: dict[type[Settings], Callable[[Any], Source]] = {
     GitSettings: GitSource,
     ArchiveSettings: ArchiveSource,
     GitHubSettings: GitHubSource,
+    SdistSettings: SdistSource,
 }
 
 

@@ -45,13 +45,14 @@ def offered(files: Mapping[str, Member], settings: SelectionSettings, like: Entr
     """An entry, `like` this one, for each of the files that the settings want, under its licence."""
 
     def entries(wanted: Callable[[str], bool]) -> list[Entry]:
-        return [
-            replace(like, path=path, size_bytes=member.size_bytes, location=b"%d %d" % (member.number, member.crc32))
-            for path, member in files.items()
-            if wanted(path)
-        ]
+        return [entry_of(path, member, like) for path, member in files.items() if wanted(path)]
 
     return licensed(entries(settings.takes), entries(settings.asks))
+
+
+def entry_of(path: str, member: Member, like: Entry) -> Entry:
+    """The entry of one file, otherwise `like` this one."""
+    return replace(like, path=path, size_bytes=member.size_bytes, location=b"%d %d" % (member.number, member.crc32))
 
 
 def contents(path: Path, entries: Sequence[Entry], max_file_bytes: int) -> Iterator[bytes | ReadReason]:

@@ -22,9 +22,9 @@ from urllib.parse import urlsplit
 from pydantic import Field, NonNegativeFloat, PositiveInt, field_validator, model_validator
 
 from codeparrot.errors import SourceError
-from codeparrot.sources.archive_files import listed, offered
+from codeparrot.sources.archive_files import offered
 from codeparrot.sources.entry import Entry
-from codeparrot.sources.fetched import FetchedReader
+from codeparrot.sources.fetched import FetchedReader, files_of
 from codeparrot.sources.git import NO_REVISION
 from codeparrot.sources.git_repository import FULL_HASH
 from codeparrot.sources.github_api import NAME, GitHub, NotThere, Repository, Skipped
@@ -33,11 +33,10 @@ from codeparrot.sources.kept import TARBALLS, CannotKeep, kept
 from codeparrot.sources.members import DamagedArchive, Member, TooMuchUnpacked
 from codeparrot.sources.selection import SelectionSettings
 from codeparrot.sources.tar_files import GZIP
-from codeparrot.sources.web import CLOCK, Clock, Passing
+from codeparrot.sources.web import CLOCK, Clock, Passing, is_private, origin_of
 
 logger = logging.getLogger(__name__)
 
-LOOPBACK = ("127.0.0.1", "::1", "localhost")
 MAX_NAMED = 5
 
 
@@ -76,15 +75,16 @@ class GitHubSettings(SelectionSettings):
             raise ValueError("a repository is named twice")
         return repositories
 
-    @field_validator("api_url")
-    @classmethod
-    def _is_safe(cls, url: str) -> str:
-        parts = urlsplit(url)
-        if parts.scheme != "https" and not (parts.scheme == "http" and parts.hostname in LOOPBACK):
-            raise ValueError("write an https URL: a token may be sent there")
+    @model_validator(mode="after")
+    def _is_safe(self) -> "GitHubSettings":
+        """Of the whole source, so that no message shows a secret in the URL."""
+        parts = urlsplit(self.api_url)
+        if not is_private(self.api_url):
+            raise ValueError("api_url: write an https URL: a token may be sent there")
         if not parts.hostname or "@" in parts.netloc or parts.query or parts.fragment:
-            raise ValueError("write only scheme, host and path; the token comes from GITHUB_TOKEN")
-        return url
+            raise ValueError("api_url: write only scheme, host and path; the token comes from GITHUB_TOKEN")
+        origin_of(self.api_url)  # a port that is none is a ValueError
+        return self
 
     @model_validator(mode="after")
     def _names_something(self) -> "GitHubSettings":
@@ -212,16 +212,10 @@ class Tarball:
 
     def files(self, github: GitHub) -> dict[str, Member]:
         """The files of the commit by path. Raises NotThere and SourceError."""
-        path = self.fetched(github)
         try:
-            return listed(path, self.max_unpacked_bytes, self._warn)
+            return files_of(f"{github.where}: {self.name}", self.fetched(github), self.max_unpacked_bytes)
         except TooMuchUnpacked:
             raise NotThere(Skipped.TOO_LARGE) from None
-        except (DamagedArchive, OSError) as error:
-            raise github.error(f"{path} is damaged ({error}); delete it, and it is fetched again") from error
-
-    def _warn(self, count: int, why: str) -> None:
-        logger.warning("source %r: %s: passed over %d members that %s", self.source, self.name, count, why)
 
     def _fetch(self, github: GitHub, path: Path) -> None:
         github.download(self.name, self.commit, path, self._check, self.max_unpacked_bytes)

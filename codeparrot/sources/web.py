@@ -33,6 +33,7 @@ PIECE_BYTES = 1 << 16
 CONNECT_SECONDS, READ_SECONDS = 30.0, 60.0
 REDIRECTS = (301, 302, 303, 307, 308)
 BUSY = (429, 503)
+LOOPBACK = ("127.0.0.1", "::1", "localhost")
 A_YEAR = 365 * 86400.0
 """Longer waits need no telling apart."""
 
@@ -107,6 +108,12 @@ def origin_of(url: str) -> str:
     if port is None or not parts.hostname:
         raise ValueError("no http or https URL")
     return f"{parts.scheme}://{parts.hostname}:{port}"
+
+
+def is_private(url: str) -> bool:
+    """Whether nobody on the way can read what is sent there: by https, or to this machine."""
+    parts = urlsplit(url)
+    return parts.scheme == "https" or (parts.scheme == "http" and parts.hostname in LOOPBACK)
 
 
 class Web:

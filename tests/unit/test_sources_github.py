@@ -358,9 +358,11 @@ def test_progress_is_told(hub: GitHubDouble, caplog: pytest.LogCaptureFixture) -
         ({"search": {"created_from": "2020-02-01", "created_to": "2020-01-01"}}, "ends before it begins"),
         ({"repositories": ["a/b"], "api_url": "http://github.example.com"}, "write an https URL: a token may be sent"),
         ({"repositories": ["a/b"], "api_url": "https://t0ken@github.example.com"}, "write only scheme, host and path"),
+        ({"repositories": ["a/b"], "api_url": "https://github.example.com:99999"}, "Port out of range"),
         ({"repositories": ["a/b"], "max_repositories": 0}, "must be > 0"),
     ],
 )
 def test_wrong_settings_are_named(values: dict[str, Any], problem: str) -> None:
-    with pytest.raises(ConfigError, match=re.escape(problem)):
+    with pytest.raises(ConfigError, match=re.escape(problem)) as caught:
         validate(CollectSettings, {"sources": [{"kind": "github", **values}]}, "run.yaml")
+    assert "t0ken" not in str(caught.value)
