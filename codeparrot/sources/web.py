@@ -176,7 +176,7 @@ class Web:
         if waited > self._max_wait_seconds:
             limit = f"{self._max_wait_seconds:,.0f}"
             raise WebError(
-                f"{host} asks to wait until {until}, more than max_wait_seconds ({limit}); "
+                f"{host} asks to wait until {until}, longer than is allowed ({limit} s); "
                 f"run again then, what was fetched is kept"
             )
         logger.warning("%s: %s asks to wait %s s, until %s", self._where, host, f"{seconds:,.0f}", until)

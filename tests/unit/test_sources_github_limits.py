@@ -106,7 +106,7 @@ def test_a_wait_that_is_too_long_is_an_error_and_what_was_fetched_is_kept(hub: G
     hub.once("/org/two/tarball/", primary_limit(hub, 100))
     message = failure(hub, repositories=["org/one", "org/two"], max_wait_seconds=99)
     assert message.endswith(
-        "127.0.0.1 asks to wait until 2023-11-14 22:15:01 UTC, more than max_wait_seconds (99); "
+        "127.0.0.1 asks to wait until 2023-11-14 22:15:01 UTC, longer than is allowed (99 s); "
         "run again then, what was fetched is kept"
     )
     assert hub.time.slept == []
@@ -118,12 +118,12 @@ def test_a_wait_that_is_too_long_is_an_error_and_what_was_fetched_is_kept(hub: G
 @pytest.mark.parametrize("seconds", ["9" * 20, "9" * 400])
 def test_a_wait_without_end_is_too_long(hub: GitHubDouble, seconds: str) -> None:
     hub.once("/commits/", secondary_limit(headers={"Retry-After": seconds}))
-    assert "more than max_wait_seconds (4,000)" in failure(hub)
+    assert "longer than is allowed (4,000 s)" in failure(hub)
 
 
 def test_waits_for_one_answer_add_up(hub: GitHubDouble) -> None:
     hub.once("/commits/", *[secondary_limit(headers={"Retry-After": "40"})] * 3)
-    assert "more than max_wait_seconds (99)" in failure(hub, max_wait_seconds=99)
+    assert "longer than is allowed (99 s)" in failure(hub, max_wait_seconds=99)
     assert hub.time.slept == [40, 40]
 
 
