@@ -1,11 +1,11 @@
 """Licences as SPDX expressions: from package metadata, licence files and files themselves; and allow-lists.
 
-Parsing and the list of known identifiers are the `license-expression` library's; licence texts are recognised by
-`identify`, which compares them with those of choosealicense.com.
+Parsing and the list of known identifiers are the `license-expression` library's; licence texts are compared
+with those of choosealicense.com, which `identify` brings.
 """
 
+import math
 import re
-import tempfile
 from collections.abc import Collection
 from email.message import Message
 from functools import lru_cache
@@ -65,8 +65,12 @@ LICENSE_FILE = re.compile(r"(?:UN)?LICEN[CS]E(?:[-_.][^/]*)?|COPYING(?:\.(?:txt|
 """The name of a file that holds the licence of what lies beside it and below."""
 NO_LICENSE_TEXT = (".py", ".pyi", ".json", ".html", ".toml", ".yaml", ".yml")
 """What a program about licences may be called."""
-COPYRIGHT_IN_TEXT = re.compile(r"\s+(?=copyright (?:holder|owner|notice|licen[cs]e|law|interest))", re.IGNORECASE)
-"""Not the begin of a line that names who holds it, which `identify` leaves out, wherever the text was wrapped."""
+COPYRIGHT_IN_TEXT = re.compile(
+    r"\s+(?=copyright (?:holder|owner|notice|statement|licen[cs]e|law|interest))", re.IGNORECASE
+)
+"""Not the begin of a line that names who holds it, wherever the text was wrapped."""
+COPYRIGHT_LINE = re.compile(r"^\s*(?:copyright|\(c\)) .*$", re.IGNORECASE | re.MULTILINE)
+MAX_DIFFERENCE = 0.05
 MAX_TEXT_LENGTH = 100_000
 MAX_FIELD_LENGTH = 200  # longer ones are the licence's text, not its name
 
@@ -142,14 +146,28 @@ def is_license_file(path: str) -> bool:
 @lru_cache(maxsize=4096)
 def license_of_text(text: str) -> str | None:
     """The licence that a licence file holds, if it is one known text but for names, dates and up to 5 % of it."""
-    from identify.identify import license_id
+    from ukkonen import distance
 
     if len(text) > MAX_TEXT_LENGTH:
         return None
-    with tempfile.NamedTemporaryFile("w", encoding="utf-8") as file:
-        file.write(COPYRIGHT_IN_TEXT.sub(" ", text))
-        file.flush()
-        return spdx(license_id(file.name) or "")
+    text = _essence(text)
+    limit = math.ceil(MAX_DIFFERENCE * len(text))
+    alike = (known for known in _known_texts() if abs(len(known) - len(text)) < limit)
+    num_edits, nearest = min(((distance(text, known, limit), known) for known in alike), default=(limit, ""))
+    return _known_texts()[nearest] if num_edits < limit else None
+
+
+@lru_cache(maxsize=1)
+def _known_texts() -> dict[str, str | None]:
+    """What matters of the text of each known licence, and its expression."""
+    from identify.vendor.licenses import LICENSES
+
+    return {_essence(text): spdx(name) for name, text in LICENSES}
+
+
+def _essence(text: str) -> str:
+    """A licence's text without the lines that say who holds the copyright, however it is wrapped."""
+    return " ".join(COPYRIGHT_LINE.sub("", COPYRIGHT_IN_TEXT.sub(" ", text)).split())
 
 
 @lru_cache(maxsize=4096)

@@ -1,8 +1,8 @@
 """`make clean`: stop what the project started on this machine and remove what it made there.
 
-In the state folder: the embedded store with its data, the cache of packed rows and cloned repositories, exported models
-and reports; then the folders of dead local Rays. Other files, a directory named as `storage.uri` and a cluster's object
-store are left alone.
+In the state folder: the embedded store with its data, the cache of packed rows and of what sources have fetched,
+exported models and reports; then the folders of dead local Rays. Other files, a directory named as `storage.uri` and
+a cluster's object store are left alone.
 """
 
 import contextlib
@@ -15,7 +15,7 @@ from pathlib import Path
 
 from codeparrot import local_store
 from codeparrot.dataloader import cached
-from codeparrot.sources.git_repository import CLONES
+from codeparrot.sources.kept import KINDS
 from codeparrot.storage import default_cache
 from ray_jobs.cluster import sweep
 from ray_jobs.local import running_pid
@@ -49,8 +49,8 @@ def main() -> int:
 
 
 def _in_cache(folder: Path) -> list[Path]:
-    """What the project put into a cache: packed rows and clones of repositories."""
-    return [*cached(folder), folder / CLONES]
+    """What the project put into a cache: packed rows, and what sources have fetched."""
+    return [*cached(folder), *(folder / kind for kind in KINDS)]
 
 
 def _stop(state: Path, pid: int) -> None:

@@ -7,6 +7,8 @@ depends on the seed and on each entry alone, never on the order of a directory l
     directory   any folder of code
     git         a commit of a git repository, at a path or a URL
     archive     a tar or zip file
+    github      repositories of GitHub, searched for or named
+    sdist       source distributions of a Python package index
 """
 
 from collections.abc import Callable, Iterable, Sequence
@@ -25,15 +27,19 @@ from codeparrot.sources.archive import ArchiveSettings, ArchiveSource
 from codeparrot.sources.directory import DirectorySettings, DirectorySource
 from codeparrot.sources.entry import Entry
 from codeparrot.sources.git import GitSettings, GitSource
+from codeparrot.sources.github import GitHubSettings, GitHubSource
 from codeparrot.sources.packages import PackagesSettings, PackagesSource
+from codeparrot.sources.sdist import SdistSettings, SdistSource
 
 __all__ = [
     "ArchiveSettings",
     "CollectSettings",
     "DirectorySettings",
     "Entry",
+    "GitHubSettings",
     "GitSettings",
     "PackagesSettings",
+    "SdistSettings",
     "Source",
     "choose",
     "open_source",
@@ -42,7 +48,8 @@ __all__ = [
 ]
 
 SourceSettings = Annotated[
-    PackagesSettings | DirectorySettings | GitSettings | ArchiveSettings, Field(discriminator="kind")
+    PackagesSettings | DirectorySettings | GitSettings | ArchiveSettings | GitHubSettings | SdistSettings,
+    Field(discriminator="kind"),
 ]
 
 
@@ -85,6 +92,8 @@ SOURCES: dict[type[Settings], Callable[[Any], Source]] = {
     DirectorySettings: DirectorySource,
     GitSettings: GitSource,
     ArchiveSettings: ArchiveSource,
+    GitHubSettings: GitHubSource,
+    SdistSettings: SdistSource,
 }
 
 

@@ -16,6 +16,7 @@ from pydantic import Field
 
 from codeparrot.errors import SourceError
 from codeparrot.sources.entry import Entry, printable
+from codeparrot.sources.license_files import licensed
 from codeparrot.sources.selection import SelectionSettings
 
 logger = logging.getLogger(__name__)
@@ -44,17 +45,22 @@ class DirectorySource:
     def entries(self) -> Sequence[Entry]:
         root = self._root()
         found: list[Entry] = []
+        license_files: list[Entry] = []
         for folder, subfolders, names in os.walk(os.fsencode(root), onerror=self._warn, followlinks=False):
             passed_over = set(map(os.fsencode, self.settings.exclude_folders))
             subfolders[:] = sorted(name for name in subfolders if name not in passed_over)
             for name in sorted(names):
-                entry = self._entry(os.fsencode(root), os.path.join(folder, name))
+                location = os.path.join(folder, name)
+                path = printable(os.path.relpath(location, os.fsencode(root)))
+                takes, asks = self.settings.takes(path), self.settings.asks(path)
+                entry = self._entry(root, path, location) if takes or asks else None
                 if entry is not None:
-                    found.append(entry)
+                    found += [entry] * takes
+                    license_files += [entry] * asks
         if not found:
             wanted = ", ".join(self.settings.include)
             raise SourceError(f"source {self.settings.name!r}: folder {root} holds no file that matches {wanted}")
-        return found
+        return licensed(found, license_files)
 
     def _root(self) -> Path:
         where = f"source {self.settings.name!r}: "
@@ -80,10 +86,7 @@ class DirectorySource:
             error.strerror,
         )
 
-    def _entry(self, root: bytes, location: bytes) -> Entry | None:
-        path = printable(os.path.relpath(location, root))
-        if not self.settings.takes(path):
-            return None
+    def _entry(self, root: Path, path: str, location: bytes) -> Entry | None:
         try:
             status = os.lstat(location)
         except OSError:
@@ -91,7 +94,7 @@ class DirectorySource:
         if not stat.S_ISREG(status.st_mode):
             return None
         first, slash, _ = path.partition("/")
-        top = printable(os.path.basename(root))
+        top = printable(os.fsencode(root.name))
         return Entry(
             source=self.settings.name,
             repository=self.settings.repository or (first if slash else top),

@@ -15,7 +15,7 @@ processes would show it.
 """
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,6 +28,7 @@ from codeparrot.errors import SourceError
 from codeparrot.sources.entry import Entry, printable
 from codeparrot.sources.git_program import GitError, contents
 from codeparrot.sources.git_repository import File, Repository, is_url, problem_of
+from codeparrot.sources.license_files import licensed
 from codeparrot.sources.selection import SelectionSettings
 
 NO_REVISION = re.compile(r"^-|[\0-\x20\x7f~^:?*\[\\]|\.\.|@\{|^$")
@@ -75,15 +76,15 @@ class GitSource:
         settings, repository = self.settings, self._repository()
         with _translated(settings.name, repository) as where:
             commit = repository.commit(settings.revision)
-            files = self._changed(repository, repository.files(commit))
+            files = repository.files(commit)
+            changed = self._changed(repository, files)
         reader = GitReader(settings.name, repository, commit)
-        wanted = ((printable(path), file) for path, file in sorted(files.items()))
-        found = [self._entry(reader, path, file) for path, file in wanted if settings.takes(path)]
+        found = self._entries(reader, changed, settings.takes)
         if not found:
             since = f" and has changed since {settings.since}" if settings.since else ""
             which = ", ".join(settings.include)
             raise SourceError(f"{where} holds no file at {settings.revision} that matches {which}{since}")
-        return found
+        return licensed(found, self._entries(reader, files, settings.asks))
 
     def _repository(self) -> Repository:
         url = self.settings.url
@@ -102,6 +103,10 @@ class GitSource:
             return files
         before = repository.files(repository.commit(self.settings.since))
         return {path: file for path, file in files.items() if before.get(path) != file}
+
+    def _entries(self, reader: "GitReader", files: dict[bytes, File], wanted: Callable[[str], bool]) -> list[Entry]:
+        paths = ((printable(path), file) for path, file in sorted(files.items()))
+        return [self._entry(reader, path, file) for path, file in paths if wanted(path)]
 
     def _entry(self, reader: "GitReader", path: str, file: File) -> Entry:
         if file.size_bytes is None:

@@ -2,16 +2,13 @@
 
 import hashlib
 import re
-import shutil
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
 from codeparrot.sources.git_program import GitError, git
-from codeparrot.storage import alone, default_cache, make_private
+from codeparrot.sources.kept import CLONES, CannotKeep, kept
 
-CLONES = "git"
-"""The folder of a cache that holds clones."""
 SCHEMES = ("file", "git", "http", "https", "ssh")
 FETCH = ("fetch", "--quiet", "--no-tags", "--no-recurse-submodules", "--no-write-fetch-head")
 FULL_HASH = re.compile(r"[0-9a-f]{40}|[0-9a-f]{64}")
@@ -58,20 +55,11 @@ class Repository:
         if not is_url(self.url):
             inner = Path(self.url) / ".git"
             return str(inner if inner.exists() else self.url)
-        clones = default_cache() / CLONES
-        clone = clones / hashlib.sha256(f"{self.url}\0{commit}".encode()).hexdigest()
+        name = hashlib.sha256(f"{self.url}\0{commit}".encode()).hexdigest()
         try:
-            make_private(clones.parent)
-            make_private(clones)
-            with alone(clone.with_suffix(".lock")):
-                if not clone.exists():
-                    unfinished = clone.with_suffix(".tmp")
-                    self._fetch(unfinished, commit)
-                    unfinished.rename(clone)  # so that what is there is whole
-        except OSError as error:
-            reason = f"cannot keep a clone in {clones}: {error.strerror}; set CODEPARROT_CACHE to another folder"
-            raise GitError(reason) from error
-        return str(clone)
+            return str(kept(CLONES, name, partial(self._fetch, commit=commit)))
+        except CannotKeep as error:
+            raise GitError(str(error)) from error
 
     def _advertised(self, revision: str) -> str:
         """The hash that the server has for a branch or tag, chosen as git does if several have the name."""
@@ -86,8 +74,6 @@ class Repository:
 
     def _fetch(self, folder: Path, commit: str) -> None:
         """Make a clone that has the commit: without its history, if the server allows that."""
-        if folder.exists():
-            shutil.rmtree(folder)  # what another process was interrupted in
         algorithm = "sha1" if len(commit) == 40 else "sha256"
         git("init", "--quiet", "--bare", "--template=", f"--object-format={algorithm}", "--", str(folder))
         fetch = partial(git, *FETCH, folder=str(folder), schemes=SCHEMES)

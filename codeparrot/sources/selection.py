@@ -4,7 +4,7 @@ from fnmatch import fnmatchcase
 
 from pydantic import Field, field_validator
 
-from codeparrot.licenses import spdx
+from codeparrot.licenses import is_license_file, spdx
 from codeparrot.settings import Settings
 
 NOT_ONES_OWN = (".git", ".hg", ".nox", ".svn", ".tox", ".venv", "__pycache__", "node_modules", "site-packages", "venv")
@@ -17,7 +17,7 @@ class SelectionSettings(Settings):
     name: str = Field(min_length=1)
     """How this source is called in the corpus."""
     license: str | None = None
-    """SPDX expression for every file, for example `LicenseRef-Proprietary`; null: unknown."""
+    """SPDX expression for every file, for example `LicenseRef-Proprietary`; null: that of the nearest licence file."""
     include: tuple[str, ...] = ("*.py",)
     """Globs on the path in the source or on the file name."""
     exclude: tuple[str, ...] = ()
@@ -34,9 +34,15 @@ class SelectionSettings(Settings):
 
     def takes(self, path: str) -> bool:
         """Whether a file is one of those wanted, by its path."""
-        if not matches(path, self.include) or matches(path, self.exclude):
-            return False
-        return not {*path.split("/")[:-1]}.intersection(self.exclude_folders)
+        wanted = matches(path, self.include) and not matches(path, self.exclude)
+        return wanted and not self._is_of_others(path)
+
+    def asks(self, path: str) -> bool:
+        """Whether a file is one that may tell the licence of others, by its path."""
+        return self.license is None and is_license_file(path) and not self._is_of_others(path)
+
+    def _is_of_others(self, path: str) -> bool:
+        return not {*path.split("/")[:-1]}.isdisjoint(self.exclude_folders)
 
 
 def matches(path: str, patterns: tuple[str, ...]) -> bool:

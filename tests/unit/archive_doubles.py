@@ -12,7 +12,7 @@ import pytest
 from codeparrot.errors import SourceError
 from codeparrot.settings import validate
 from codeparrot.sources import CollectSettings, Entry, open_source, read
-from codeparrot.sources.archive import FORMATS
+from codeparrot.sources.archive_files import FORMATS
 
 LIMIT = 1_000_000
 X = b"x = 1\n"

@@ -1,3 +1,4 @@
+import textwrap
 from email.message import Message
 from importlib.metadata import distributions
 from typing import cast
@@ -5,6 +6,7 @@ from typing import cast
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from identify.vendor.licenses import LICENSES
 
 from codeparrot.licenses import (
     MAX_FIELD_LENGTH,
@@ -17,6 +19,7 @@ from codeparrot.licenses import (
     license_of_text,
     spdx,
 )
+from tests.unit.trees import MIT_TEXT
 
 WORDS = st.sampled_from(
     ["MIT", "GPL-2.0", "Apache-2.0", "AND", "OR", "WITH", "(", ")", "/", ",", "+", "LLVM-exception", "foo", "\n", "'"]
@@ -188,25 +191,6 @@ def test_licence_files_are_known_by_their_names(path: str, is_one: bool) -> None
     assert is_license_file(path) is is_one
 
 
-MIT_TEXT = """MIT License
-
-Copyright (c) 2026 Somebody
-
-Permission is hereby granted, free of charge, to any person obtaining a copy of this software and associated
-documentation files (the "Software"), to deal in the Software without restriction, including without limitation the
-rights to use, copy, modify, merge, publish, distribute, sublicense, and/or sell copies of the Software, and to permit
-persons to whom the Software is furnished to do so, subject to the following conditions:
-
-The above copyright notice and this permission notice shall be included in all copies or substantial portions of the
-Software.
-
-THE SOFTWARE IS PROVIDED "AS IS", WITHOUT WARRANTY OF ANY KIND, EXPRESS OR IMPLIED, INCLUDING BUT NOT LIMITED TO THE
-WARRANTIES OF MERCHANTABILITY, FITNESS FOR A PARTICULAR PURPOSE AND NONINFRINGEMENT. IN NO EVENT SHALL THE AUTHORS OR
-COPYRIGHT HOLDERS BE LIABLE FOR ANY CLAIM, DAMAGES OR OTHER LIABILITY, WHETHER IN AN ACTION OF CONTRACT, TORT OR
-OTHERWISE, ARISING FROM, OUT OF OR IN CONNECTION WITH THE SOFTWARE OR THE USE OR OTHER DEALINGS IN THE SOFTWARE.
-"""
-
-
 @pytest.mark.parametrize(
     ("text", "license"),
     [
@@ -220,6 +204,13 @@ OTHERWISE, ARISING FROM, OUT OF OR IN CONNECTION WITH THE SOFTWARE OR THE USE OR
 )
 def test_the_text_of_a_licence_is_recognised(text: str, license: str | None) -> None:
     assert license_of_text(text) == license
+
+
+@pytest.mark.parametrize(("name", "text"), LICENSES, ids=[name for name, _ in LICENSES])
+@pytest.mark.parametrize("width", [60, 80, 120])
+def test_every_known_licence_is_recognised_however_it_is_wrapped(name: str, text: str, width: int) -> None:
+    wrapped = "\n\n".join(textwrap.fill(paragraph, width) for paragraph in text.split("\n\n"))
+    assert license_of_text(wrapped) == spdx(name)
 
 
 def test_installed_packages_hold_the_licences_that_their_metadata_tell() -> None:

@@ -16,6 +16,7 @@ import pytest
 
 from codeparrot.errors import SourceError
 from codeparrot.sources import read
+from codeparrot.sources.kept import KINDS
 from ray_jobs import clean
 from tests.unit.git_doubles import commit, entries_of, fake_git, git
 
@@ -63,12 +64,15 @@ def test_an_annotated_tag_needs_no_clone_of_its_own(tmp_path: Path, cache: Path)
     assert len(clones(cache)) == 1
 
 
-def test_make_clean_removes_clones(tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_make_clean_removes_what_was_fetched(tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("ray_jobs.clean.sweep", lambda: None)
     monkeypatch.setenv("CODEPARROT_STATE", str(tmp_path / "state"))
     commit(tmp_path / "r", {b"a.py": X})
     entries_of(f"file://{tmp_path}/r")
     assert clones(cache)
+    for kind in KINDS:
+        (cache / kind).mkdir(exist_ok=True)
+        (cache / kind / "x.tar.gz").touch()
     assert clean.main() == 0
     assert not cache.exists()
 
@@ -150,7 +154,7 @@ def test_a_cache_that_cannot_be_written_is_an_error(tmp_path: Path, monkeypatch:
     commit(tmp_path / "r", {b"a.py": X})
     (tmp_path / "file").touch()
     monkeypatch.setenv("CODEPARROT_CACHE", str(tmp_path / "file/cache"))
-    with pytest.raises(SourceError, match=r"cannot keep a clone in .*: Not a directory; set CODEPARROT_CACHE"):
+    with pytest.raises(SourceError, match=r"cannot keep what it fetches in .*: Not a directory; set CODEPARROT_CACHE"):
         entries_of(f"file://{tmp_path}/r")
 
 
