@@ -66,7 +66,9 @@ class DataFile:
             status = (storage.root / self.name).stat()
         except OSError as error:
             raise UnreachableFile(f"cannot be read: {error.strerror}") from error
-        return stat.S_ISREG(status.st_mode) and status.st_size == self.size_bytes
+        if not stat.S_ISREG(status.st_mode):  # a pipe would be waited for
+            raise UnreachableFile("is not a file")
+        return status.st_size == self.size_bytes
 
 
 class Ranges(io.RawIOBase):

@@ -13,6 +13,7 @@ row group are unreadable.
 """
 
 import logging
+import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
@@ -115,7 +116,7 @@ def _entry(settings: SelectionSettings, reader: RowReader, place: str, number: i
         return None
     return Entry(
         source=settings.name,
-        repository=repository,
+        repository=sys.intern(repository),
         path=path,
         revision=_name(about.get("revision")),
         license=settings.license or _license(about.get("license")),
