@@ -14,11 +14,13 @@ row group are unreadable.
 
 import logging
 import sys
+import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import takewhile
 from typing import Any
 
 from codeparrot.documents import ReadReason
@@ -71,16 +73,11 @@ def entries_of(settings: SelectionSettings, columns: Columns, files: Iterable[Da
     """An entry for every row that is wanted, and for every row that cannot be told. Raises SourceError."""
     found: dict[tuple[str, str], Entry] = {}
     num_others = 0
-
-    def listed(file: DataFile) -> list[Entry]:
-        return list(_entries(settings, columns, file))
-
-    with ThreadPoolExecutor(NUM_LISTED_AT_ONCE) as threads:
-        for entry in (entry for entries in threads.map(listed, files) for entry in entries):
-            other = found.setdefault((entry.repository, entry.path), entry)
-            if other is not entry:
-                num_others += 1
-                found[entry.repository, entry.path] = max(other, entry, key=_preference)
+    for entry in _listed(settings, columns, files):
+        other = found.setdefault((entry.repository, entry.path), entry)
+        if other is not entry:
+            num_others += 1
+            found[entry.repository, entry.path] = max(other, entry, key=_preference)
     if num_others:
         text = "source %r: passed over %d rows whose repository and path are those of another row"
         logger.warning(text, settings.name, num_others)
@@ -90,6 +87,21 @@ def entries_of(settings: SelectionSettings, columns: Columns, files: Iterable[Da
 def _preference(entry: Entry) -> tuple[bool, str, str, int]:
     """Of two that are equal in all of this, the first stays."""
     return entry.license is not None, entry.revision or "", entry.license or "", entry.size_bytes
+
+
+def _listed(settings: SelectionSettings, columns: Columns, files: Iterable[DataFile]) -> Iterator[Entry]:
+    """The entries of all files, in order; several files are listed at once."""
+    is_over = threading.Event()
+
+    def listed(file: DataFile) -> list[Entry]:
+        return list(takewhile(lambda _: not is_over.is_set(), _entries(settings, columns, file)))
+
+    with ThreadPoolExecutor(NUM_LISTED_AT_ONCE) as threads:
+        try:
+            for entries in threads.map(listed, files):
+                yield from entries
+        finally:  # after an error, or a signal, nobody waits for the other files
+            is_over.set()
 
 
 def _entries(settings: SelectionSettings, columns: Columns, file: DataFile) -> Iterator[Entry]:

@@ -4,8 +4,10 @@ import io
 import json
 import os
 import random
+import socket
 import subprocess
 import sys
+import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -167,12 +169,19 @@ def test_links_of_the_cache_of_the_hub_are_followed(tmp_path: Path) -> None:
     assert contents(tmp_path / "snapshot") == {"a.py": "x = 1\n"}
 
 
-def test_no_trace_of_a_data_set_is_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_of_a_folder_nobody_is_asked_and_nothing_is_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     put(tmp_path / "data/train.parquet", [row()])
+    (tmp_path / "data/README.md").write_text("---\nlicense: mit\n---\n")
+    asked: list[object] = []
+    monkeypatch.setattr(socket, "getaddrinfo", lambda *arguments, **options: asked.append(arguments))
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "temporary"))
+    (tmp_path / "temporary").mkdir()
     home = tmp_path / "home"
     monkeypatch.setenv("HOME", str(home))
     assert contents(tmp_path / "data")
+    assert not asked
     assert not home.exists()
+    assert not list((tmp_path / "temporary").iterdir())
 
 
 def test_a_data_set_on_the_hub_asks_for_the_network_to_be_allowed(monkeypatch: pytest.MonkeyPatch) -> None:

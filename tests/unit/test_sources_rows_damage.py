@@ -1,9 +1,11 @@
 """Files of data sets that are damaged, cut off, changed, or something else."""
 
 import contextlib
+import itertools
 import json
 import os
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import pyarrow as pa
@@ -13,7 +15,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from codeparrot.errors import SourceError
-from codeparrot.sources import read
+from codeparrot.sources import Entry, read, table
+from codeparrot.sources.data_files import DataFile
+from codeparrot.sources.rows import Columns
+from codeparrot.sources.selection import SelectionSettings
 from codeparrot.storage import LocalStorage
 from tests.unit.row_doubles import LIMIT, SUFFIXES, contents, entries_of, failure, outcome, packed, put, row
 
@@ -55,6 +60,20 @@ def test_where_only_contents_are_damaged_the_rows_of_that_group_cannot_be_read(t
     documents, rejected = outcome(tmp_path)
     assert rejected == {"unreadable": 5}
     assert {document.path for document in documents} == {entry["path"] for entry in [*ROWS[:5], *ROWS[10:]]}
+
+
+def test_after_a_failure_nobody_waits_for_the_other_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for number in range(12):
+        put(tmp_path / f"{number:02d}.json", ROWS)
+    real = table._entries
+
+    def endless(settings: SelectionSettings, columns: Columns, file: DataFile) -> Iterator[Entry]:
+        if file.name == "01.json":
+            raise SourceError("source 'bigquery': failed")
+        return itertools.cycle(real(settings, columns, file)) if file.name > "01" else real(settings, columns, file)
+
+    monkeypatch.setattr(table, "_entries", endless)
+    assert failure(tmp_path) == "source 'bigquery': failed"
 
 
 @pytest.mark.parametrize("name", ["a.json", "a.jsonl", "a.json.gz"])
