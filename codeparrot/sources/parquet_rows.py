@@ -46,7 +46,7 @@ class ParquetFormat:
         self, file: RawIOBase, column: str, locations: Collection[bytes], max_bytes: int
     ) -> Iterator[tuple[bytes, bytes | str | ReadReason]]:
         """Contents, from the row groups that hold these rows; of one that is damaged only what lies before that."""
-        with _opened(file, buffer_size=BUFFER_BYTES) as parquet:
+        with _opened(file, pre_buffer=False, buffer_size=BUFFER_BYTES) as parquet:
             if column not in parquet.schema_arrow.names:
                 return
             groups = [parquet.metadata.row_group(block).num_rows for block in range(parquet.num_row_groups)]

@@ -169,6 +169,16 @@ def test_links_of_the_cache_of_the_hub_are_followed(tmp_path: Path) -> None:
     assert contents(tmp_path / "snapshot") == {"a.py": "x = 1\n"}
 
 
+def test_a_folder_that_differs_only_in_a_byte_is_not_the_same_and_a_copy_is(tmp_path: Path) -> None:
+    identities = []
+    for folder, text in (("one", "x = 1\n"), ("two", "x = 2\n"), ("three", "x = 1\n")):
+        os.utime(put(tmp_path / folder / "train.parquet", [row(content=text)]), ns=(0, 0))
+        (entry,) = row_doubles.entries_of(tmp_path / folder, **HUGGINGFACE)
+        identities.append(entry.identity())
+    assert identities[0] != identities[1]
+    assert identities[0] == identities[2]
+
+
 def test_of_a_folder_nobody_is_asked_and_nothing_is_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     put(tmp_path / "data/train.parquet", [row()])
     (tmp_path / "data/README.md").write_text("---\nlicense: mit\n---\n")

@@ -16,7 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from codeparrot.documents import ReadReason
-from codeparrot.sources import choose, json_rows, read, shards
+from codeparrot.sources import choose, json_rows, parquet_rows, read, shards
 from codeparrot.storage import LocalStorage
 from tests.unit.row_doubles import LIMIT, SUFFIXES, contents, entries_of, outcome, put, row, scattered
 
@@ -254,6 +254,17 @@ def test_listing_parquet_reads_no_content_and_a_task_only_its_row_groups(
     for group in groups:
         assert len(read(group, LIMIT).documents) == len(group)
     assert read_bytes() < 2.5 * total  # some groups of rows are in two shards; and the footer is read by each
+
+
+def test_contents_of_a_large_row_group_are_asked_for_piece_by_piece(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(parquet_rows, "BUFFER_BYTES", 10_000)
+    put(tmp_path / "a.parquet", [row(f"{number}.py", noise(2_000, number)) for number in range(4000)], 4000)
+    found = entries_of(tmp_path)
+    read_bytes = counted(monkeypatch)
+    assert len(read(found[:1], LIMIT).documents) == 1
+    assert read_bytes() < (tmp_path / "a.parquet").stat().st_size / 2  # pages up to the one that holds it
 
 
 def test_rows_of_unpacked_json_are_read_where_they_are(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
