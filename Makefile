@@ -16,7 +16,7 @@ JOBS ?= 2
 # Plain pip and uv settings that some machines export would make every start slower: bytecode is compiled once.
 export PYTHONDONTWRITEBYTECODE :=
 export RAY_USAGE_STATS_ENABLED := 0
-export HF_HUB_OFFLINE := 1
+export HF_HUB_OFFLINE ?= 1
 
 .PHONY: help run test faults chaos unit bench lint fmt lock schema clean store image chart e2e cluster-up cluster-down
 

@@ -1,4 +1,4 @@
-"""A document: one source file, and how bytes on disk become one.
+"""A document: one source file, and how bytes on disk, or a text in a table, become one.
 
 Documents travel as Arrow tables of `SCHEMA`, in shards of Parquet. `content` is always valid UTF-8 with `\\n` line
 ends and no byte-order mark; what cannot become that is rejected with a reason, never an exception.
@@ -26,6 +26,7 @@ class ReadReason(StrEnum):
     """Why a file did not become a document."""
 
     UNREADABLE = "unreadable"
+    NO_TEXT = "no_text"
     NOT_REGULAR = "not_regular"
     TOO_LARGE = "too_large"
     EMPTY = "empty"
@@ -86,6 +87,11 @@ def decode(data: bytes) -> str | ReadReason:
         text = data.decode(encoding)
     except (SyntaxError, UnicodeError, LookupError):
         return ReadReason.BINARY if b"\0" in data else ReadReason.BAD_ENCODING
+    return clean(text)
+
+
+def clean(text: str) -> str | ReadReason:
+    """Text as documents hold it, or why they cannot. What it says of its encoding was true of other bytes."""
     if "\0" in text:
         return ReadReason.BINARY
     text = text.removeprefix("\ufeff")
@@ -93,16 +99,16 @@ def decode(data: bytes) -> str | ReadReason:
         text = re.sub("\r\n?", "\n", text)
     try:
         text.encode()
-    except UnicodeEncodeError:  # lone surrogates, from encodings such as utf-7
+    except UnicodeEncodeError:  # lone surrogates, from encodings such as utf-7, or escaped in JSON
         return ReadReason.BAD_ENCODING
     return text if text.strip() else ReadReason.EMPTY
 
 
 def make_document(
-    data: bytes, *, source: str, repository: str, path: str, revision: str | None, license: str | None
+    data: bytes | str, *, source: str, repository: str, path: str, revision: str | None, license: str | None
 ) -> Document | ReadReason:
-    """A document from the bytes of a file, or the reason why it cannot be one."""
-    content = decode(data)
+    """A document from the bytes of a file, or from its text, or the reason why it cannot be one."""
+    content = clean(data) if isinstance(data, str) else decode(data)
     if isinstance(content, ReadReason):
         return content
     encoded = content.encode()

@@ -6,7 +6,7 @@ with those of choosealicense.com, which `identify` brings.
 
 import math
 import re
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 from email.message import Message
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
@@ -130,9 +130,14 @@ def license_of_file(content: str, otherwise: str | None) -> str | None:
     declared = {*HEADER.findall(content, 0, HEADER_CHARACTERS)} if "SPDX-License-Identifier:" in content else set()
     if not declared:
         return otherwise
-    expressions = [spdx(text.strip(END_OF_COMMENT)) for text in sorted(declared)]
-    known = sorted({expression for expression in expressions if expression is not None})
-    if len(known) < len({*expressions}):
+    return all_of(text.strip(END_OF_COMMENT) for text in declared)
+
+
+def all_of(texts: Iterable[str]) -> str | None:
+    """One expression that asks for all of these; None if there is none, or one of them is no expression."""
+    expressions = {spdx(text) for text in texts}
+    known = sorted(expression for expression in expressions if expression is not None)
+    if not known or len(known) < len(expressions):
         return None
     return known[0] if len(known) == 1 else spdx(" AND ".join(f"({expression})" for expression in known))
 

@@ -52,6 +52,10 @@ class S3Storage:
             answer = self._client.get_object(Bucket=self.bucket, Key=self.base + path)
             return answer["Body"].read(), answer["ETag"]
 
+    def tag(self, path: str) -> str:
+        with self._translated(path):
+            return str(self._client.head_object(Bucket=self.bucket, Key=self.base + path)["ETag"])
+
     def write(self, path: str, data: bytes, *, only_if_absent: bool = False, if_match: str | None = None) -> str:
         condition: dict[str, Any] = {"IfNoneMatch": "*"} if only_if_absent else {}
         condition |= {"IfMatch": if_match} if if_match is not None else {}
@@ -74,7 +78,7 @@ class S3Storage:
                 self._client.upload_fileobj(io.BytesIO(data), self.bucket, self.base + path, Config=parts)
             except S3UploadFailedError as error:  # it hides the error of the part that failed
                 raise (error.__cause__ or error.__context__ or error) from error
-            return str(self._client.head_object(Bucket=self.bucket, Key=self.base + path)["ETag"])
+        return self.tag(path)
 
     def list(self, prefix: str = "") -> Iterator[tuple[str, int]]:
         pages = self._client.get_paginator("list_objects_v2")

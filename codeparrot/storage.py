@@ -78,6 +78,9 @@ class Storage(Protocol):
     def read_tagged(self, path: str) -> tuple[bytes, str]:
         """The object, and a tag of what it holds, for `if_match`. Raises ObjectNotFound."""
 
+    def tag(self, path: str) -> str:
+        """The tag of what the object holds, alone. Raises ObjectNotFound."""
+
     def write(self, path: str, data: bytes, *, only_if_absent: bool = False, if_match: str | None = None) -> str:
         """Replace the object at once; returns its tag.
 
@@ -145,6 +148,10 @@ class LocalStorage:
     def read_tagged(self, path: str) -> tuple[bytes, str]:
         data = self.read(path)
         return data, sha256_hex(data)
+
+    def tag(self, path: str) -> str:
+        with self._translated(path), (self.root / path).open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
 
     def write(self, path: str, data: bytes, *, only_if_absent: bool = False, if_match: str | None = None) -> str:
         target = self.root / path

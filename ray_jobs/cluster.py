@@ -46,9 +46,12 @@ FORWARDED = (
     "AWS_PROFILE",
     "AWS_CA_BUNDLE",
     "CODEPARROT_CACHE",
+    "HF_ENDPOINT",
+    "HF_HUB_OFFLINE",
+    "HF_TOKEN_PATH",
 )
-"""Where the store is and where its credentials lie, for workers of a cluster that was started without them. Keys
-themselves are never sent through Ray."""
+"""Where the store and the hub are and where their credentials lie, for workers of a cluster that was started without
+them. Keys and tokens themselves are never sent through Ray."""
 DEFAULTS = {
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_DATA_DISABLE_PROGRESS_BARS": "1",

@@ -3,12 +3,14 @@
 A source lists its entries without reading them; entries are then chosen by a keyed hash (so that the choice
 depends on the seed and on each entry alone, never on the order of a directory listing) and read in parallel.
 
-    packages    the Python distributions installed in this environment
-    directory   any folder of code
-    git         a commit of a git repository, at a path or a URL
-    archive     a tar or zip file
-    github      repositories of GitHub, searched for or named
-    sdist       source distributions of a Python package index
+    packages     the Python distributions installed in this environment
+    directory    any folder of code
+    git          a commit of a git repository, at a path or a URL
+    archive      a tar or zip file
+    github       repositories of GitHub, searched for or named
+    sdist        source distributions of a Python package index
+    huggingface  a data set, on the hub or in a folder
+    bigquery     rows exported from a table, in a folder or an object store
 """
 
 from collections.abc import Callable, Iterable, Sequence
@@ -24,20 +26,24 @@ from codeparrot.errors import EmptyCorpusError
 from codeparrot.licenses import license_of_file
 from codeparrot.settings import Settings
 from codeparrot.sources.archive import ArchiveSettings, ArchiveSource
+from codeparrot.sources.bigquery import BigQuerySettings, BigQuerySource
 from codeparrot.sources.directory import DirectorySettings, DirectorySource
 from codeparrot.sources.entry import Entry
 from codeparrot.sources.git import GitSettings, GitSource
 from codeparrot.sources.github import GitHubSettings, GitHubSource
+from codeparrot.sources.huggingface import HuggingFaceSettings, HuggingFaceSource
 from codeparrot.sources.packages import PackagesSettings, PackagesSource
 from codeparrot.sources.sdist import SdistSettings, SdistSource
 
 __all__ = [
     "ArchiveSettings",
+    "BigQuerySettings",
     "CollectSettings",
     "DirectorySettings",
     "Entry",
     "GitHubSettings",
     "GitSettings",
+    "HuggingFaceSettings",
     "PackagesSettings",
     "SdistSettings",
     "Source",
@@ -48,7 +54,14 @@ __all__ = [
 ]
 
 SourceSettings = Annotated[
-    PackagesSettings | DirectorySettings | GitSettings | ArchiveSettings | GitHubSettings | SdistSettings,
+    PackagesSettings
+    | DirectorySettings
+    | GitSettings
+    | ArchiveSettings
+    | GitHubSettings
+    | SdistSettings
+    | HuggingFaceSettings
+    | BigQuerySettings,
     Field(discriminator="kind"),
 ]
 
@@ -94,6 +107,8 @@ SOURCES: dict[type[Settings], Callable[[Any], Source]] = {
     ArchiveSettings: ArchiveSource,
     GitHubSettings: GitHubSource,
     SdistSettings: SdistSource,
+    HuggingFaceSettings: HuggingFaceSource,
+    BigQuerySettings: BigQuerySource,
 }
 
 
@@ -103,7 +118,7 @@ def open_source(settings: SourceSettings) -> Source:
 
 
 def choose(entries: Iterable[Entry], *, seed: int, max_bytes: int | None, max_file_bytes: int) -> list[Entry]:
-    """A deterministic sample of the entries of at most `max_bytes`, sorted by source, repository and path.
+    """A deterministic sample of the entries of at most `max_bytes`, sorted by source, place, repository and path.
 
     Entries are taken in the order of a hash keyed by the seed; those over `max_file_bytes` take no room (reading
     rejects them), and one that does not fit any more is passed over. Raises EmptyCorpusError if nothing is left.
@@ -116,7 +131,7 @@ def choose(entries: Iterable[Entry], *, seed: int, max_bytes: int | None, max_fi
             total += size
     if not chosen:
         raise EmptyCorpusError("the sources offer no file; check collect.sources (paths, include, exclude)")
-    return sorted(chosen, key=lambda entry: (entry.source, entry.repository, entry.path))
+    return sorted(chosen, key=lambda entry: (entry.source, entry.place, entry.repository, entry.path))
 
 
 def _rank(seed: int, entry: Entry) -> int:
@@ -153,7 +168,7 @@ def read(entries: Sequence[Entry], max_file_bytes: int) -> Read:
     return result
 
 
-def _document(entry: Entry, data: bytes) -> Document | ReadReason:
+def _document(entry: Entry, data: bytes | str) -> Document | ReadReason:
     document = make_document(
         data,
         source=entry.source,

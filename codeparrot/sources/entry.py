@@ -12,9 +12,10 @@ from codeparrot.documents import ReadReason
 class Reader(Protocol):
     """How the entries of a source are read: small, since every task gets it, and equal for entries of one place."""
 
-    def read(self, entries: "Sequence[Entry]", max_file_bytes: int) -> Iterator[bytes | ReadReason]:
+    def read(self, entries: "Sequence[Entry]", max_file_bytes: int) -> Iterator[bytes | str | ReadReason]:
         """For each entry, in this order, its bytes if they are at most `max_file_bytes`, or why not.
 
+        A text where text is what lies there: nothing is to be decoded any more.
         Raises SourceError if the place that holds them cannot be read at all.
         """
 
@@ -32,7 +33,7 @@ class FileReader:
 FILES = FileReader()
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Entry:
     """One file on offer."""
 
@@ -48,6 +49,8 @@ class Entry:
     location: bytes
     """Where its reader finds it, such as the absolute path on this machine as the file system spells it."""
     reader: Reader = FILES
+    place: str = ""
+    """What is read in one go has one place: a source's entries get into shards in the order of their places."""
 
     def identity(self) -> tuple[str | int | None, ...]:
         """What it is, wherever it lies: part of the fingerprint of the stage that reads it."""
