@@ -170,6 +170,12 @@ class Encoder:
 
         return np.asarray([len(token) for token in self._bytes_of], dtype=np.int64)
 
+    def token_newlines(self) -> "npt.NDArray[np.uint16]":
+        """How many line feeds each token holds: shape (vocab_size,)."""
+        import numpy as np
+
+        return np.asarray([token.count(b"\n") for token in self._bytes_of], dtype=np.uint16)
+
 
 def _sample(texts: Sequence[str]) -> list[str]:
     sample, room = [], CHECK_CHARACTERS
