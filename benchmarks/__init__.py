@@ -22,6 +22,8 @@ Every `bench_ID.py` holds one `BENCHMARK`; what it printed last lies in `results
     bench_encode               text to token ids
     bench_exact_dedup          exact duplicates against a query of DuckDB
     bench_near_dedup           near duplicates against datasketch
+    bench_packing              token ids to rows against trl
+    bench_ray_pack_overhead    the pack stage in Ray against its bare back end
 """
 
 import sys

@@ -31,13 +31,18 @@ NUM_SHOWN = 10
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Do what the command line says; returns the exit code."""
-    parser = shared_options(NAME)
+    options = parse(NAME, arguments)
+    configure_logging(options.debug)
+    return guarded(options, lambda recipe: remove(options, recipe, open_storage(recipe.storage.uri)))
+
+
+def parse(name: str, arguments: Sequence[str] | None = None) -> argparse.Namespace:
+    """The command line."""
+    parser = shared_options(name)
     parser.description = "Remove repositories from what is learned."
     parser.add_argument("repositories", nargs="+", metavar="REPOSITORY", help="its name, as in attribution.jsonl")
     parser.add_argument("--yes", action="store_true", help="do it, rather than say what it concerns")
-    options = parser.parse_args(arguments)
-    configure_logging(options.debug)
-    return guarded(options, lambda recipe: remove(options, recipe, open_storage(recipe.storage.uri)))
+    return parser.parse_args(arguments)
 
 
 def remove(options: argparse.Namespace, recipe: Recipe, storage: Storage) -> None:

@@ -29,13 +29,18 @@ SHOWN = ("repository", "path", "revision", "license")
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Answer the command line; returns the exit code."""
-    parser = shared_options(NAME)
+    options = parse(NAME, arguments)
+    return guarded(options, lambda recipe: show(options, recipe, open_storage(recipe.storage.uri)))
+
+
+def parse(name: str, arguments: Sequence[str] | None = None) -> argparse.Namespace:
+    """The command line."""
+    parser = shared_options(name)
     parser.description = "Where a packed row comes from."
     parser.add_argument("where", metavar="ROW[:OFFSET]", help="a row, counted from 0, and a token of it")
     parser.add_argument("--split", choices=SPLITS, default=SPLITS[0], help=f"of the rows; {SPLITS[0]} unless given")
     parser.add_argument("--json", action="store_true", help="print one JSON document")
-    options = parser.parse_args(arguments)
-    return guarded(options, lambda recipe: show(options, recipe, open_storage(recipe.storage.uri)))
+    return parser.parse_args(arguments)
 
 
 def show(options: argparse.Namespace, recipe: Recipe, storage: Storage) -> None:
