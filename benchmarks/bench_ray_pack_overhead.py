@@ -29,7 +29,7 @@ from codeparrot.lease import Lease
 from codeparrot.manifest import Attempt, File, Manifest
 from codeparrot.packing import encode_documents, token_dtype
 from codeparrot.storage import LocalStorage
-from codeparrot.tokenizer import Encoder, tokenizer_files, train_tokenizer
+from codeparrot.tokenizer import kept_encoder, tokenizer_files, train_tokenizer
 from ray_jobs import pack
 from ray_jobs.cluster import ray_session
 from ray_jobs.stage import Work
@@ -37,7 +37,7 @@ from ray_jobs.stage import Work
 NUM_CORES = 2
 RECIPE = "recipes/tiny.yaml"
 MAX_SEQ_LEN, VOCAB_SIZE = 1024, 32_768
-CORPUS_BYTES, SHARD_BYTES = 400_000_000, 16_000_000
+CORPUS_BYTES, SHARD_BYTES = 400_000_000, 25_000_000
 TRAINING_BYTES = 20_000_000
 
 
@@ -133,7 +133,7 @@ def _flat(arrays: list[npt.NDArray[Any]]) -> npt.NDArray[Any]:
 def _encode(path: str, *, tokenizer_json: str, folder: str) -> str:
     """The tokens of a shard, in a file."""
     texts = from_parquet(Path(path).read_bytes(), ["content"])["content"].to_pylist()
-    tokens, _ = encode_documents(texts, Encoder(tokenizer_json))
+    tokens, _ = encode_documents(texts, kept_encoder(tokenizer_json))
     written = Path(folder) / f"{Path(path).parent.name}-{Path(path).stem}.tokens"
     tokens.tofile(written)
     return str(written)

@@ -68,8 +68,10 @@ def first_lines(tokens: npt.NDArray[Any], newlines: npt.NDArray[Any], begin: Int
     """
     if not start.any():
         return np.ones_like(start)
-    before = np.concatenate([[0], np.cumsum(newlines[tokens], dtype=np.int32)])
-    lines: Int64 = 1 + before[begin + start].astype(np.int64) - before[begin]
+    points, place = np.unique(np.concatenate([begin, begin + start]), return_inverse=True)
+    between = np.add.reduceat(newlines[tokens], points, dtype=np.int64)
+    before = np.cumsum(between) - between
+    lines: Int64 = 1 + before[place[len(begin) :]] - before[place[: len(begin)]]
     return lines
 
 

@@ -15,8 +15,8 @@ import numpy as np
 from codeparrot.config import Recipe
 from codeparrot.errors import EmptyCorpusError
 from codeparrot.forgotten import forgotten
-from codeparrot.manifest import File, Manifest, canonical
-from codeparrot.packing import Ledger, Plan, plan, token_dtype
+from codeparrot.manifest import Manifest, canonical
+from codeparrot.packing import Ledger, PackSettings, plan, token_dtype
 from codeparrot.provenance import write_version
 from codeparrot.splits import SPLITS
 from codeparrot.storage import open_storage, sha256_hex
@@ -33,27 +33,26 @@ def run(work: Work) -> Output:
     encoder, settings = Encoder(tokenizer_json), work.recipe.pack
     dtype = token_dtype(encoder.vocab_size)
     rows_per_shard = max(1, settings.shard_bytes // (settings.max_seq_len * dtype.itemsize))
-    files: list[File] = []
+    encoded = _encode(work, tokenizer_json)
+    targets = [target for split in SPLITS for target in _targets(split, encoded[split], settings, rows_per_shard)]
+    rows = Rows(
+        paths={split: [shard.path for shard in shards] for split, shards in encoded.items()},
+        max_seq_len=settings.max_seq_len,
+        dtype=dtype.str,
+        eos_token_id=encoder.eos_token_id,
+        newlines=encoder.token_newlines(),
+    )
+    write = partial(write_rows, uri=work.storage.uri, folder=work.attempt.folder, rows=rows)
+    written = spread("pack: write", targets, write)
+    files = [file for each in written for file in each.files]
     ledgers, held = {}, {}
-    histogram: Counter[int] = Counter()
-    num_forgotten = 0
     for split in SPLITS:
-        encoded = _encode(work, split, tokenizer_json)
-        for shard in encoded:
-            histogram.update(1 << (length - 1).bit_length() for length in shard.lengths.tolist())
-        num_forgotten += sum(shard.num_forgotten for shard in encoded)
-        rows = Rows(
-            split=split,
-            paths=[shard.path for shard in encoded],
-            max_seq_len=settings.max_seq_len,
-            dtype=dtype.str,
-            eos_token_id=encoder.eos_token_id,
-            newlines=encoder.token_newlines(),
-        )
-        written, rest = _write(work, encoded, rows, rows_per_shard)
-        files += [file for each in (*written, *rest) for file in each.files]
-        ledgers[split] = asdict(_ledger(encoded, written, rest, settings.max_seq_len))
-        held[split] = [each.held for each in written]
+        here = [each for each in written if each.split == split]
+        ledgers[split] = asdict(_ledger(encoded[split], here, settings.max_seq_len))
+        held[split] = [each.held for each in here if each.num_rows]
+    lengths = np.concatenate([shard.lengths for split in SPLITS for shard in encoded[split]])
+    histogram = Counter(1 << (length - 1).bit_length() for length in lengths.tolist())
+    num_forgotten = sum(shard.num_forgotten for split in SPLITS for shard in encoded[split])
     counts = {
         "strategy": settings.strategy,
         "max_seq_len": settings.max_seq_len,
@@ -75,7 +74,8 @@ def plan_inputs(recipe: Recipe) -> tuple[str, frozenset[str]]:
     return sha256_hex(canonical(sorted(names))) if names else "", names
 
 
-def _encode(work: Work, split: str, tokenizer_json: str) -> list[Encoded]:
+def _encode(work: Work, tokenizer_json: str) -> dict[str, list[Encoded]]:
+    """The encoded shards of both splits."""
     curated = work.inputs["curated"]
     encode = partial(
         encode_shard,
@@ -85,32 +85,22 @@ def _encode(work: Work, split: str, tokenizer_json: str) -> list[Encoded]:
         tokenizer_json=tokenizer_json,
         forgotten=work.plan,
     )
-    return spread(f"pack: encode {split}", curated.names(f"{split}/"), encode)
+    names = [name for split in SPLITS for name in curated.names(f"{split}/")]
+    encoded = dict(zip(names, spread("pack: encode", names, encode), strict=True))
+    return {split: [encoded[name] for name in curated.names(f"{split}/")] for split in SPLITS}
 
 
-def _write(
-    work: Work, encoded: Sequence[Encoded], rows: Rows, rows_per_shard: int
-) -> tuple[list[Written], list[Written]]:
-    """What was written of rows, and of the remainder."""
-    settings = work.recipe.pack
-    lengths = np.concatenate([np.empty(0, np.int64), *(shard.lengths for shard in encoded)])
-    planned = plan(lengths, max_seq_len=settings.max_seq_len, strategy=settings.strategy)
-    if lengths.sum() < settings.max_seq_len:
-        raise EmptyCorpusError(
-            f"the {rows.split} split has {lengths.sum():,} tokens, less than one row of {settings.max_seq_len}; add "
-            "code or lower pack.max_seq_len"
-        )
-    targets, rest = _targets(planned, encoded, settings.max_seq_len, rows_per_shard)
-    write = partial(write_rows, uri=work.storage.uri, folder=work.attempt.folder, rows=rows)
-    return spread(f"pack: write {rows.split}", targets, write), [write(target) for target in rest]
-
-
-def _targets(
-    planned: Plan, encoded: Sequence[Encoded], max_seq_len: int, rows_per_shard: int
-) -> tuple[list[Target], list[Target]]:
-    """The packed shards to be written, and the remainder if there is one."""
+def _targets(split: str, encoded: Sequence[Encoded], settings: PackSettings, rows_per_shard: int) -> list[Target]:
+    """The packed shards of a split, and the remainder if there is one. Raises EmptyCorpusError."""
+    max_seq_len = settings.max_seq_len
     sizes = np.array([len(shard.lengths) for shard in encoded], dtype=np.int64)
-    lengths = np.concatenate([shard.lengths for shard in encoded]).astype(np.int64)
+    lengths = np.concatenate([np.empty(0, np.int64), *(shard.lengths for shard in encoded)])
+    if lengths.sum() < max_seq_len:
+        raise EmptyCorpusError(
+            f"the {split} split has {lengths.sum():,} tokens, less than one row of {max_seq_len}; add code or lower "
+            "pack.max_seq_len"
+        )
+    planned = plan(lengths, max_seq_len=max_seq_len, strategy=settings.strategy)
     shard = np.repeat(np.arange(len(encoded)), sizes)
     first_document = (np.cumsum(sizes) - sizes)[shard]
     first_token = np.cumsum(lengths) - lengths
@@ -130,22 +120,21 @@ def _targets(
     targets = []
     for index, first in enumerate(range(0, planned.num_rows, rows_per_shard)):
         stop = min(first + rows_per_shard, planned.num_rows)
-        targets.append(Target(index, first, (stop - first) * max_seq_len, pieces(planned.rows(first, stop))))
-    left = planned.rows(planned.num_rows, planned.num_rows + 1)
-    size = int(planned.length[left].sum())
-    return targets, [Target(None, planned.num_rows, size, pieces(left))] if size else []
+        here = planned.rows(first, stop)
+        targets.append(Target(split, index, first, (stop - first) * max_seq_len, pieces(here)))
+    rest = planned.rows(planned.num_rows, planned.num_rows + 1)
+    size = int(planned.length[rest].sum())
+    return [*targets, Target(split, None, planned.num_rows, size, pieces(rest))] if size else targets
 
 
-def _ledger(
-    encoded: Sequence[Encoded], written: Sequence[Written], rest: Sequence[Written], max_seq_len: int
-) -> Ledger:
+def _ledger(encoded: Sequence[Encoded], written: Sequence[Written], max_seq_len: int) -> Ledger:
     """Counted from what was written, not from the plan, so that it can catch a wrong one."""
     num_rows = sum(each.num_rows for each in written)
-    tokens_in_rows = sum(each.num_tokens for each in written)
+    tokens_in_rows = sum(each.num_tokens for each in written if each.num_rows)
     ledger = Ledger(
         tokens_in=sum(int(shard.lengths.sum()) for shard in encoded),
         tokens_in_rows=tokens_in_rows,
-        tokens_remainder=sum(each.num_tokens for each in rest),
+        tokens_remainder=sum(each.num_tokens for each in written if not each.num_rows),
         num_rows=num_rows,
         num_documents=sum(len(shard.lengths) for shard in encoded),
         size_bytes=sum(shard.size_bytes for shard in encoded),

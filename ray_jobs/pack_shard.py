@@ -3,7 +3,7 @@
 What the tasks of `ray_jobs.pack` run, and what they tell the driver.
 """
 
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -15,7 +15,7 @@ from codeparrot.manifest import File, Manifest, write_file
 from codeparrot.packing import copy_pieces, document_starts, encode_documents, to_npy
 from codeparrot.provenance import ORIGIN, first_lines, held, index_table, parts
 from codeparrot.storage import Storage, open_storage
-from codeparrot.tokenizer import Encoder
+from codeparrot.tokenizer import kept_encoder
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -43,14 +43,14 @@ def encode_shard(
     import pyarrow.compute as pc
 
     storage = open_storage(uri)
-    table = from_parquet(curated.read(storage, name), [*ORIGIN, "content"])
+    table = from_parquet(curated.read(storage, name), [*ORIGIN, "content", "size_bytes"])
     kept = table.filter(pc.invert(pc.is_in(table["repository"], pa.array(sorted(forgotten), pa.string()))))
     texts = kept["content"].to_pylist()
-    tokens, lengths = encode_documents(texts, Encoder(tokenizer_json, check=texts))
+    tokens, lengths = encode_documents(texts, kept_encoder(tokenizer_json).checked(texts))
     path = f"{folder}/{name}.tokens"
     storage.write(path, tokens.tobytes())
     storage.write(origins_path(path), to_parquet(kept.select(ORIGIN)))
-    size_bytes = sum(len(text.encode()) for text in texts)
+    size_bytes = pc.sum(kept["size_bytes"]).as_py() or 0
     return Encoded(path, lengths.astype(np.int32), size_bytes, table.num_rows - kept.num_rows)
 
 
@@ -80,6 +80,7 @@ class Pieces:
 class Target:
     """What one task of the second pass writes."""
 
+    split: str
     index: int | None
     """Of the packed shard; None: the remainder."""
     first_row: int
@@ -92,6 +93,7 @@ class Target:
 class Written:
     """What it has written."""
 
+    split: str
     files: list[File]
     num_rows: int
     num_tokens: int
@@ -102,11 +104,10 @@ class Written:
 
 @dataclass(frozen=True)
 class Rows:
-    """What all rows of a split have in common."""
+    """What all rows have in common."""
 
-    split: str
-    paths: Sequence[str]
-    """Of the encoded shards."""
+    paths: Mapping[str, Sequence[str]]
+    """Of the encoded shards, by split."""
     max_seq_len: int
     dtype: str
     eos_token_id: int
@@ -121,11 +122,12 @@ def write_rows(target: Target, *, uri: str, folder: str, rows: Rows) -> Written:
     starts = document_starts(row, pieces.offset, pieces.length, max_seq_len)
     tokens = np.full(target.num_tokens, rows.eos_token_id, rows.dtype)
     lines = np.ones(len(row), np.int64)
-    for begin, some, source in _sources(storage, rows, pieces):
+    paths = rows.paths[target.split]
+    for begin, some, source in _sources(storage, paths, rows.dtype, pieces):
         at = (row * max_seq_len + pieces.offset)[some]
         copy_pieces(source, begin + pieces.start[some], pieces.length[some], tokens, at)
         lines[some] = first_lines(source, rows.newlines, begin, pieces.start[some])
-    origins = _origins(storage, rows, pieces)
+    origins = _origins(storage, paths, pieces)
     index = index_table(origins, pieces.row, pieces.offset, pieces.length, pieces.start, lines)
     kind = "remainder" if target.index is None else f"{target.index:05d}"
     contents = {f"provenance-{kind}.parquet": to_parquet(index)}
@@ -134,26 +136,28 @@ def write_rows(target: Target, *, uri: str, folder: str, rows: Rows) -> Written:
     else:
         contents[f"rows-{kind}.npy"] = to_npy(tokens.reshape(-1, max_seq_len))
         contents[f"starts-{kind}.npy"] = to_npy(starts)
-    files = [write_file(storage, folder, f"{rows.split}/{name}", data) for name, data in contents.items()]
-    return Written(files, len(tokens) // max_seq_len, int(pieces.length.sum()), held(index))
+    files = [write_file(storage, folder, f"{target.split}/{name}", data) for name, data in contents.items()]
+    return Written(target.split, files, len(tokens) // max_seq_len, int(pieces.length.sum()), held(index))
 
 
-def _sources(storage: Storage, rows: Rows, pieces: Pieces) -> Iterator[tuple[Int64, Int64, npt.NDArray[Any]]]:
+def _sources(
+    storage: Storage, paths: Sequence[str], dtype: str, pieces: Pieces
+) -> Iterator[tuple[Int64, Int64, npt.NDArray[Any]]]:
     """(where the documents begin in these tokens, of which pieces, tokens)."""
-    size = np.dtype(rows.dtype).itemsize
+    size = np.dtype(dtype).itemsize
     for part in parts(pieces.shard, pieces.begin, pieces.start, pieces.length):
-        data = storage.read(rows.paths[part.shard], part.low * size, part.high * size)
-        yield pieces.begin[part.pieces] - part.low, part.pieces, np.frombuffer(data, rows.dtype)
+        data = storage.read(paths[part.shard], part.low * size, part.high * size)
+        yield pieces.begin[part.pieces] - part.low, part.pieces, np.frombuffer(data, dtype)
 
 
-def _origins(storage: Storage, rows: Rows, pieces: Pieces) -> "pa.Table":
+def _origins(storage: Storage, paths: Sequence[str], pieces: Pieces) -> "pa.Table":
     """The origin of each piece."""
     import pyarrow as pa
 
     order = np.argsort(pieces.shard, kind="stable")
     shards, first = np.unique(pieces.shard[order], return_index=True)
     tables = [
-        from_parquet(storage.read(origins_path(rows.paths[shard]))).take(pa.array(pieces.document[some]))
+        from_parquet(storage.read(origins_path(paths[shard]))).take(pa.array(pieces.document[some]))
         for shard, some in zip(shards.tolist(), np.split(order, first[1:]), strict=True)
     ]
     return pa.concat_tables(tables).take(pa.array(np.argsort(order)))
