@@ -185,7 +185,8 @@ def test_each_run_is_told_with_the_rows_that_it_has_seen(storage: LocalStorage, 
     stream = DataOrder(5, num_rows, packed.counts["rows_per_shard"], 2).rows(np.arange(num_rows)).tolist()
     first = next(place for place, row in enumerate(stream) if row in wanted) // GLOBAL_BATCH_SIZE + 1
     trained(storage, "whole", packed.digest, 90)
-    trained(storage, "short", packed.digest, 0, step=first)
+    for step in (0, first):
+        trained(storage, "short", packed.digest, 0, step=step)
     trained(storage, "before", packed.digest, 0, step=first - 1)
     trained(storage, "unknown", "0" * 64, 3)
     trained(storage, "mixed", packed.digest, 3, mixture={"packed": 1, "docs/packed": 1})
