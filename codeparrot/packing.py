@@ -125,7 +125,9 @@ def plan(lengths: Int64, *, max_seq_len: int, strategy: Strategy) -> Plan:
 def _concatenated(lengths: Int64, max_seq_len: int) -> Plan:
     ends = np.cumsum(lengths)
     total = int(ends[-1]) if len(ends) else 0
-    cuts = np.unique(np.concatenate([ends, np.arange(max_seq_len, total, max_seq_len)]))
+    cuts = np.concatenate([ends, np.arange(max_seq_len, total, max_seq_len)])
+    cuts.sort(kind="stable")  # timsort: it merges two sequences that are sorted already
+    cuts = cuts[np.diff(cuts, prepend=0) > 0]
     sizes = np.diff(cuts, prepend=0)
     begins = cuts - sizes
     document = np.searchsorted(ends, begins, side="right")
