@@ -123,7 +123,7 @@ def _make(storage: Storage, settings: dict[str, Any]) -> Manifest:
     attempt = Attempt(storage, "pack", "packed", settings, {}, "benchmarks")
     files, ledgers = [], {}
     for split, part in (("train", trained_on(texts)), ("validation", texts[:NUM_VALIDATION])):
-        tokens = encode_documents(part, encoder)
+        tokens, _ = encode_documents(part, encoder)
         whole = len(tokens) // max_seq_len * max_seq_len
         rows, rest = tokens[:whole].reshape(-1, max_seq_len), tokens[whole:]
         files += _shards(attempt, split, rows, rows_per_shard)

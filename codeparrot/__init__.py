@@ -9,6 +9,7 @@ Nothing here imports ray or kubernetes, so every piece runs in a plain test or u
     storage            S3 or a directory, by one interface; conditional writes; trying again
     manifest           outputs that are committed at once, and fingerprints that say when to make them again
     lease              of all processes that would write an output, one may
+    forgotten          repositories that must not be learned from any more
     code_version       the version of the code that makes an output, read from its imports
     draws              keyed randomness: every random choice is a function of the seed and its purpose
     documents          one source file; how bytes become one
@@ -25,13 +26,16 @@ Nothing here imports ray or kubernetes, so every piece runs in a plain test or u
     near_dedup         of documents that say nearly the same, one stays
     splits             train and validation, by repository
     tokenizer          byte-level BPE, trained and applied in bulk
+    best_fit           numbers of rows filled with numbers of pieces, by best-fit decreasing
     packing            documents to rows, with a ledger that balances
+    provenance         where every row comes from, and which rows held which repository
     model              GPT-2 from a local configuration, and its files for the hub
     loss               the training loss, a few tokens at a time
     optimizer          AdamW and its learning rate
     precision          fp32, or bf16 where the device computes in it
     throughput         how much of a machine training uses
     data_order         which row is trained on when, as a pure function of the position
+    boundaries         where documents begin in rows: positions, and what may see each other
     dataloader         packed rows by number, through a bounded cache, fetched ahead
     checkpoint         a step's whole state, committed at once and verified
     checkpoint_writer  checkpoints in the background
@@ -49,6 +53,7 @@ Nothing here imports ray or kubernetes, so every piece runs in a plain test or u
     data_card          what is in a corpus, where it comes from, what was removed by what
     report             the page a person looks at
     runs               the runs of a store: what there is, whether it is intact, deleting it
+    sightings          which runs were trained on rows of a repository
     hub                a checkpoint as the hub has models, with its model card
     config             the recipe: all settings of a run in one file
     launch             from a recipe to a training job, and training it without Ray

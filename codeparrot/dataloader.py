@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
+from codeparrot.boundaries import positions, row_starts, segments
 from codeparrot.data_order import DataOrder, MixedOrder
 from codeparrot.errors import EmptyCorpusError, ManifestError
 from codeparrot.manifest import File, Manifest
@@ -55,6 +56,7 @@ class PackedRows:
         self._cache = cache or default_cache()
         self.cache_bytes = cache_bytes
         self._open: dict[int, npt.NDArray[Any]] = {}
+        self._starts: dict[int, npt.NDArray[Any]] = {}
         self._locks = [threading.Lock() for _ in self.files]
         self.wanted: list[int] = []
         self.family: Sequence[PackedRows] = [self]
@@ -90,6 +92,32 @@ class PackedRows:
 
         return torch.from_numpy(self.rows(indices))
 
+    def starts(self, index: int) -> npt.NDArray[np.int64]:
+        """Where documents begin in a row (`codeparrot.boundaries`): shape (starts,), the first is 0.
+
+        Raises ManifestError if the rows were packed without boundaries.
+        """
+        shard, row = divmod(int(index), self.rows_per_shard)
+        if shard not in self._starts:
+            name = self.files[shard].name.replace("/rows-", "/starts-")
+            if name not in self._manifest.names():
+                raise ManifestError(
+                    f"{self._manifest.prefix} was packed without document boundaries; run `python -m ray_jobs.pack` "
+                    "again"
+                )
+            self._starts[shard] = np.load(io.BytesIO(self._fetch(self._manifest.file(name))), allow_pickle=False)
+        return row_starts(self._starts[shard], row, self.max_seq_len)
+
+    def positions(self, indices: Sequence[int] | npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+        """The position of each token of these rows in its piece of a document: shape (len(indices), max_seq_len)."""
+        found = [positions(self.starts(int(index)), self.max_seq_len) for index in indices]
+        return np.array(found, dtype=np.int64).reshape(-1, self.max_seq_len)
+
+    def segments(self, indices: Sequence[int] | npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+        """Which piece each token belongs to, counted from 0 in each row: shape (len(indices), max_seq_len)."""
+        found = [segments(self.starts(int(index)), self.max_seq_len) for index in indices]
+        return np.array(found, dtype=np.int64).reshape(-1, self.max_seq_len)
+
     def prefetch(self, shards: Sequence[int]) -> None:
         """Fetch these shards in the background, in this order; others may leave the cache."""
         if self.want(shards):
@@ -104,8 +132,9 @@ class PackedRows:
 
     def fetch_wanted(self) -> None:
         """Fetch what is wanted, in the background."""
-        for shard in set(self._open) - set(self.wanted):
-            del self._open[shard]
+        for opened in (self._open, self._starts):
+            for shard in set(opened) - set(self.wanted):
+                del opened[shard]
         self._ahead = threading.Thread(target=self._fetch_ahead, args=(self.wanted,), name="prefetch", daemon=True)
         self._ahead.start()
 

@@ -127,6 +127,7 @@ def ledger(packed: Mapping[str, Any]) -> list[dict[str, Any]]:
     """The ledger of every split, and whether it balances: recomputed here, not believed."""
     return [
         {
+            "tokens_padding": 0,  # of rows packed before there was any
             **split,
             "name": name,
             "balances": split["tokens_in"] == split["tokens_in_rows"] + split["tokens_remainder"],

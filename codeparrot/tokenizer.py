@@ -16,6 +16,7 @@ import keyword
 import logging
 from collections import Counter
 from collections.abc import Sequence
+from copy import copy
 from functools import cached_property, lru_cache
 from importlib.util import find_spec
 from pathlib import Path
@@ -120,10 +121,19 @@ class Encoder:
         self.vocab_size = max(plain["model"]["vocab"].values()) + 1
         self._slow = tokenizers.Tokenizer.from_str(text)
         self._fast: gigatoken.Tokenizer | None = gigatoken.Tokenizer.from_json(text)
-        sample = _sample(check)
-        if sample and self._encode_fast(sample)[0].tolist() != self._encode_slow(sample)[0].tolist():
-            logger.warning("gigatoken and tokenizers disagree on this corpus; using tokenizers (slower)")
-            self._fast = None
+        self._fast = self.checked(check)._fast
+
+    def checked(self, texts: Sequence[str]) -> "Encoder":
+        """This encoder; if both back ends disagree on the first 50,000 characters of `texts`, one without the fast."""
+        sample = _sample(texts)
+        if not sample or self._fast is None:
+            return self
+        if self._encode_fast(sample)[0].tolist() == self._encode_slow(sample)[0].tolist():
+            return self
+        logger.warning("gigatoken and tokenizers disagree on this corpus; using tokenizers (slower)")
+        slow = copy(self)
+        slow._fast = None
+        return slow
 
     def encode(self, texts: Sequence[str]) -> "tuple[npt.NDArray[np.uint32], npt.NDArray[np.int64]]":
         """Token ids of all texts in one array, and how many belong to each: shapes (tokens,) and (texts,)."""
@@ -170,6 +180,12 @@ class Encoder:
 
         return np.asarray([len(token) for token in self._bytes_of], dtype=np.int64)
 
+    def token_newlines(self) -> "npt.NDArray[np.uint16]":
+        """How many line feeds each token holds: shape (vocab_size,)."""
+        import numpy as np
+
+        return np.asarray([token.count(b"\n") for token in self._bytes_of], dtype=np.uint16)
+
 
 def _sample(texts: Sequence[str]) -> list[str]:
     sample, room = [], CHECK_CHARACTERS
@@ -179,6 +195,12 @@ def _sample(texts: Sequence[str]) -> list[str]:
         sample.append(text[:room])
         room -= len(text)
     return sample
+
+
+@lru_cache(maxsize=1)
+def kept_encoder(tokenizer_json: str) -> Encoder:
+    """The encoder that this process keeps: making one takes longer than encoding a small shard."""
+    return Encoder(tokenizer_json)
 
 
 @lru_cache(maxsize=1)

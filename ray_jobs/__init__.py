@@ -15,6 +15,7 @@ The only place that imports ray. In the order of the flow:
     data_card         the data card of a curated corpus
     curate            raw -> curated, split documents
     train_tokenizer   curated -> tokenizer
+    pack_shard        one shard in the two passes of packing
     pack              curated + tokenizer -> packed rows
     telemetry         what Prometheus can ask of a run
     train_worker      what every Ray Train worker runs, and how it talks with the driver
@@ -24,6 +25,8 @@ The only place that imports ray. In the order of the flow:
     report            all of them -> one page
     pipeline          all stages in order, as one resumable job
     runs              no stage: the runs of a store, listed, verified, exported and deleted
+    provenance        no stage: where a packed row comes from
+    forget            no stage: packs anew without a repository, and says which runs had seen it
     clean             what `make clean` does: stop what was started, remove what was made
     local             a laptop's `make run`: the embedded store, then the pipeline
 """

@@ -7,6 +7,7 @@ from typing import Any
 from codeparrot.config import Recipe
 from codeparrot.documents import to_parquet, to_table
 from codeparrot.errors import EmptyCorpusError
+from codeparrot.forgotten import forgotten
 from codeparrot.manifest import File, Manifest, canonical, write_file
 from codeparrot.sources import Entry, choose, open_source, read, shards
 from codeparrot.storage import open_storage, sha256_hex
@@ -18,8 +19,9 @@ from ray_jobs.tally import Tally
 
 def plan(recipe: Recipe) -> tuple[str, list[Entry]]:
     """The chosen entries; their names, sizes and versions are what the stage depends on."""
-    settings = recipe.collect
-    entries = [entry for source in settings.sources for entry in open_source(source).entries()]
+    settings, left_out = recipe.collect, forgotten(open_storage(recipe.storage.uri))
+    offered = (entry for source in settings.sources for entry in open_source(source).entries())
+    entries = [entry for entry in offered if entry.repository not in left_out]
     chosen = choose(entries, seed=recipe.seed, max_bytes=settings.max_bytes, max_file_bytes=settings.max_file_bytes)
     return sha256_hex(canonical([entry.identity() for entry in chosen])), chosen
 

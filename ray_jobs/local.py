@@ -2,10 +2,11 @@
 
     python -m ray_jobs.local [STAGE] --config FILE [--set key.path=value]... [--dry-run] [--debug]
     python -m ray_jobs.local runs --config FILE [--set key.path=value]... ACTION
+    python -m ray_jobs.local provenance|forget --config FILE ...
 
 runs `python -m ray_jobs.STAGE` (default: pipeline) with the same arguments. If AWS_ENDPOINT_URL is set, that store is
-used; if the server's wheel does not exist for this platform, a local directory stands in for it. `runs` also works
-beside a run, in the store of that run.
+used; if the server's wheel does not exist for this platform, a local directory stands in for it. `runs` and
+`provenance`, which only look, also work beside a run, in the store of that run.
 """
 
 import argparse
@@ -24,13 +25,15 @@ from codeparrot.config import load_recipe
 from codeparrot.errors import CodeParrotError, ConfigError, Interrupted, StoreFull
 from codeparrot.s3 import endpoint_url
 from codeparrot.storage import parse_uri
-from ray_jobs import runs
+from ray_jobs import forget, provenance, runs
 from ray_jobs.interrupt import SIGNALS, interruptible
 from ray_jobs.progress import size
 from ray_jobs.stage import MADE_BY, parse, reported, state_folder
 
-RUNS = "runs"
-STAGES = ("pipeline", *MADE_BY.values(), RUNS)
+COMMANDS = {"runs": runs.parse, "provenance": provenance.parse, "forget": forget.parse}
+"""Those with a command line of their own."""
+LOOKING = ("runs", "provenance")
+STAGES = ("pipeline", *MADE_BY.values(), *COMMANDS)
 SHADOWING = (
     "AWS_ACCESS_KEY_ID",
     "AWS_SECRET_ACCESS_KEY",
@@ -52,7 +55,7 @@ def main() -> int:
     if stage not in STAGES:
         print(f"error: no stage {stage!r}; there are {', '.join(STAGES)}", file=sys.stderr)
         return ConfigError.exit_code
-    options = (runs.parse if stage == RUNS else parse)(f"ray_jobs.local {stage}", arguments)
+    options = COMMANDS.get(stage, parse)(f"ray_jobs.local {stage}", arguments)
     state = state_folder()
     return reported(lambda: _launch(stage, options, arguments, state), debug=options.debug)
 
@@ -61,7 +64,7 @@ def _launch(stage: str, options: argparse.Namespace, arguments: list[str], state
     recipe = load_recipe(options.config, options.overrides)
     if options.dry_run:
         return _run(stage, arguments, {})
-    beside = stage == RUNS and running_pid(state) is not None
+    beside = stage in LOOKING and running_pid(state) is not None
     alone = contextlib.nullcontext() if beside else _only_one(state)
     with interruptible(), alone, _store(state, recipe.storage.uri, beside) as (environment, overrides):
         environment = {"CODEPARROT_CACHE": str(state / "cache"), "CODEPARROT_STATE": str(state), **environment}

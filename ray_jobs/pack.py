@@ -1,160 +1,159 @@
-"""Curated documents to packed rows: encode every shard, then cut the whole sequence into rows.
+"""Curated documents to packed rows: encode every shard, plan where each piece of a document goes, write the rows.
 
-The encoded shards are intermediate: no manifest names them, so committing removes them.
+The driver sees the lengths of all documents, four bytes for each, and the tasks (`ray_jobs.pack_shard`) their texts and
+tokens. The encoded shards are intermediate: no manifest names them, so committing removes them.
 """
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from functools import partial
 from typing import Any
 
 import numpy as np
 
-from codeparrot.documents import from_parquet
+from codeparrot.config import Recipe
 from codeparrot.errors import EmptyCorpusError
-from codeparrot.manifest import File, Manifest, write_file
-from codeparrot.packing import Ledger, PackedShard, Piece, encode_documents, plan, to_npy, token_dtype
+from codeparrot.forgotten import forgotten
+from codeparrot.manifest import Manifest, canonical
+from codeparrot.packing import Ledger, PackSettings, plan, token_dtype
+from codeparrot.provenance import write_version
 from codeparrot.splits import SPLITS
-from codeparrot.storage import open_storage
+from codeparrot.storage import open_storage, sha256_hex
 from codeparrot.tokenizer import Encoder
 from ray_jobs.cluster import spread
+from ray_jobs.pack_shard import Encoded, Pieces, Rows, Target, Written, encode_shard, write_rows
 from ray_jobs.stage import Output, Stage, Work, main, stage_settings
-
-
-@dataclass(frozen=True)
-class Encoded:
-    """One curated shard as tokens, stored under `path`."""
-
-    path: str
-    num_tokens: int
-    num_documents: int
-    size_bytes: int
-    document_tokens: Counter[int]
-    """How many documents have at most so many tokens (a power of two)."""
 
 
 def run(work: Work) -> Output:
     """Pack both splits; the ledger of each must balance."""
     tokenizer = work.inputs["tokenizer"]
     tokenizer_json = tokenizer.read(work.storage, "tokenizer.json").decode()
-    encoder = Encoder(tokenizer_json)
-    max_seq_len = work.recipe.pack.max_seq_len
-    row_bytes = max_seq_len * token_dtype(encoder.vocab_size).itemsize
-    rows_per_shard = max(1, work.recipe.pack.shard_bytes // row_bytes)
-    files: list[File] = []
-    ledgers = {}
-    histogram: Counter[int] = Counter()
+    encoder, settings = Encoder(tokenizer_json), work.recipe.pack
+    dtype = token_dtype(encoder.vocab_size)
+    rows_per_shard = max(1, settings.shard_bytes // (settings.max_seq_len * dtype.itemsize))
+    encoded = _encode(work, tokenizer_json)
+    targets = [target for split in SPLITS for target in _targets(split, encoded[split], settings, rows_per_shard)]
+    rows = Rows(
+        paths={split: [shard.path for shard in shards] for split, shards in encoded.items()},
+        max_seq_len=settings.max_seq_len,
+        dtype=dtype.str,
+        eos_token_id=encoder.eos_token_id,
+        newlines=encoder.token_newlines(),
+    )
+    write = partial(write_rows, uri=work.storage.uri, folder=work.attempt.folder, rows=rows)
+    written = spread("pack: write", targets, write)
+    files = [file for each in written for file in each.files]
+    ledgers, held = {}, {}
     for split in SPLITS:
-        encoded = _encode(work, split, tokenizer_json)
-        for shard in encoded:
-            histogram.update(shard.document_tokens)
-        written, ledger = _cut(work, split, encoded, encoder.vocab_size, rows_per_shard)
-        files += written
-        ledgers[split] = asdict(ledger.check(max_seq_len))
+        here = [each for each in written if each.split == split]
+        ledgers[split] = asdict(_ledger(encoded[split], here, settings.max_seq_len))
+        held[split] = [each.held for each in here if each.num_rows]
+    lengths = np.concatenate([shard.lengths for split in SPLITS for shard in encoded[split]])
+    histogram = Counter(1 << (length - 1).bit_length() for length in lengths.tolist())
+    num_forgotten = sum(shard.num_forgotten for split in SPLITS for shard in encoded[split])
     counts = {
-        "max_seq_len": max_seq_len,
+        "strategy": settings.strategy,
+        "max_seq_len": settings.max_seq_len,
         "rows_per_shard": rows_per_shard,
         "vocab_size": encoder.vocab_size,
         "eos_token_id": encoder.eos_token_id,
-        "dtype": token_dtype(encoder.vocab_size).name,
+        "dtype": dtype.name,
         "splits": ledgers,
+        "documents_forgotten": num_forgotten,
         "document_tokens_histogram": {str(limit): histogram[limit] for limit in sorted(histogram)},
     }
+    write_version(work.storage, work.attempt.manifest(files, counts), held)
     return files, counts
 
 
-def _encode(work: Work, split: str, tokenizer_json: str) -> list[Encoded]:
+def plan_inputs(recipe: Recipe) -> tuple[str, frozenset[str]]:
+    """The repositories that must not be learned from."""
+    names = forgotten(open_storage(recipe.storage.uri))
+    return sha256_hex(canonical(sorted(names))) if names else "", names
+
+
+def _encode(work: Work, tokenizer_json: str) -> dict[str, list[Encoded]]:
+    """The encoded shards of both splits."""
     curated = work.inputs["curated"]
     encode = partial(
-        _encode_shard,
+        encode_shard,
         uri=work.storage.uri,
         folder=f"{work.attempt.folder}/encoded",
         curated=curated,
         tokenizer_json=tokenizer_json,
+        forgotten=work.plan,
     )
-    return spread(f"pack: encode {split}", curated.names(f"{split}/"), encode)
+    names = [name for split in SPLITS for name in curated.names(f"{split}/")]
+    encoded = dict(zip(names, spread("pack: encode", names, encode), strict=True))
+    return {split: [encoded[name] for name in curated.names(f"{split}/")] for split in SPLITS}
 
 
-def _encode_shard(name: str, *, uri: str, folder: str, curated: Manifest, tokenizer_json: str) -> Encoded:
-    storage = open_storage(uri)
-    texts = from_parquet(curated.read(storage, name), ["content"])["content"].to_pylist()
-    encoder = Encoder(tokenizer_json, check=texts)
-    tokens = encode_documents(texts, encoder)
-    lengths = np.diff(np.flatnonzero(tokens == encoder.eos_token_id), prepend=-1)
-    path = f"{folder}/{name}.tokens"
-    storage.write(path, tokens.tobytes())
-    return Encoded(
-        path=path,
-        num_tokens=len(tokens),
-        num_documents=len(texts),
-        size_bytes=sum(len(text.encode()) for text in texts),
-        document_tokens=Counter(1 << (int(length) - 1).bit_length() for length in lengths),
-    )
-
-
-def _cut(
-    work: Work, split: str, encoded: Sequence[Encoded], vocab_size: int, rows_per_shard: int
-) -> tuple[list[File], Ledger]:
-    max_seq_len = work.recipe.pack.max_seq_len
-    lengths = [shard.num_tokens for shard in encoded]
-    packed, remainder = plan(lengths, max_seq_len=max_seq_len, rows_per_shard=rows_per_shard)
-    if not packed:
+def _targets(split: str, encoded: Sequence[Encoded], settings: PackSettings, rows_per_shard: int) -> list[Target]:
+    """The packed shards of a split, and the remainder if there is one. Raises EmptyCorpusError."""
+    max_seq_len = settings.max_seq_len
+    sizes = np.array([len(shard.lengths) for shard in encoded], dtype=np.int64)
+    lengths = np.concatenate([np.empty(0, np.int64), *(shard.lengths for shard in encoded)])
+    if lengths.sum() < max_seq_len:
         raise EmptyCorpusError(
-            f"the {split} split has {sum(lengths):,} tokens, less than one row of {max_seq_len}; add code or lower "
+            f"the {split} split has {lengths.sum():,} tokens, less than one row of {max_seq_len}; add code or lower "
             "pack.max_seq_len"
         )
-    gather = partial(
-        _write_rows,
-        uri=work.storage.uri,
-        folder=work.attempt.folder,
-        split=split,
-        paths=[shard.path for shard in encoded],
-        max_seq_len=max_seq_len,
-        vocab_size=vocab_size,
-    )
-    written = spread(f"pack: cut {split}", packed, gather)
-    rest = _read_tokens(work.storage.uri, [shard.path for shard in encoded], remainder, vocab_size)
-    files = [file for file, _ in written]
-    files.append(work.attempt.write(f"{split}/remainder.npy", to_npy(rest)))
-    # Counted from what was written, not from the plan, so that the ledger can catch a wrong plan.
-    num_rows = sum(rows for _, rows in written)
-    ledger = Ledger(
-        tokens_in=sum(lengths),
-        tokens_in_rows=num_rows * max_seq_len,
-        tokens_remainder=len(rest),
-        num_rows=num_rows,
-        num_documents=sum(shard.num_documents for shard in encoded),
-        size_bytes=sum(shard.size_bytes for shard in encoded),
-    )
-    return files, ledger
+    planned = plan(lengths, max_seq_len=max_seq_len, strategy=settings.strategy)
+    shard = np.repeat(np.arange(len(encoded)), sizes)
+    first_document = (np.cumsum(sizes) - sizes)[shard]
+    first_token = np.cumsum(lengths) - lengths
 
-
-def _write_rows(
-    shard: PackedShard, *, uri: str, folder: str, split: str, paths: Sequence[str], max_seq_len: int, vocab_size: int
-) -> tuple[File, int]:
-    rows = _read_tokens(uri, paths, shard.pieces, vocab_size).reshape(-1, max_seq_len)
-    name = f"{split}/rows-{shard.index:05d}.npy"
-    return write_file(open_storage(uri), folder, name, to_npy(rows)), len(rows)
-
-
-def _read_tokens(uri: str, paths: Sequence[str], pieces: Sequence[Piece], vocab_size: int) -> Any:
-    """The tokens of these pieces, in order: shape (tokens,)."""
-    storage, dtype = open_storage(uri), token_dtype(vocab_size)
-    parts = [
-        np.frombuffer(
-            storage.read(paths[piece.shard], piece.start * dtype.itemsize, piece.stop * dtype.itemsize), dtype
+    def pieces(here: slice) -> Pieces:
+        document = planned.document[here]
+        return Pieces(
+            shard=shard[document],
+            document=document - first_document[document],
+            begin=first_token[document] - first_token[first_document[document]],
+            start=planned.start[here],
+            length=planned.length[here],
+            row=planned.row[here],
+            offset=planned.offset[here],
         )
-        for piece in pieces
-    ]
-    return np.concatenate([np.empty(0, dtype), *parts])
+
+    targets = []
+    for index, first in enumerate(range(0, planned.num_rows, rows_per_shard)):
+        stop = min(first + rows_per_shard, planned.num_rows)
+        here = planned.rows(first, stop)
+        targets.append(Target(split, index, first, (stop - first) * max_seq_len, pieces(here)))
+    rest = planned.rows(planned.num_rows, planned.num_rows + 1)
+    size = int(planned.length[rest].sum())
+    return [*targets, Target(split, None, planned.num_rows, size, pieces(rest))] if size else targets
+
+
+def _ledger(encoded: Sequence[Encoded], written: Sequence[Written], max_seq_len: int) -> Ledger:
+    """Counted from what was written, not from the plan, so that it can catch a wrong one."""
+    num_rows = sum(each.num_rows for each in written)
+    tokens_in_rows = sum(each.num_tokens for each in written if each.num_rows)
+    ledger = Ledger(
+        tokens_in=sum(int(shard.lengths.sum()) for shard in encoded),
+        tokens_in_rows=tokens_in_rows,
+        tokens_remainder=sum(each.num_tokens for each in written if not each.num_rows),
+        num_rows=num_rows,
+        num_documents=sum(len(shard.lengths) for shard in encoded),
+        size_bytes=sum(shard.size_bytes for shard in encoded),
+        tokens_padding=num_rows * max_seq_len - tokens_in_rows,
+    )
+    return ledger.check(max_seq_len)
 
 
 def summary(manifest: Manifest) -> tuple[str, str]:
-    """Tokens in; rows and remainder."""
+    """Tokens in; rows, and what is over or how full they are."""
     splits: Any = manifest.counts["splits"].values()
-    tokens, rows, rest = (sum(split[key] for split in splits) for key in ("tokens_in", "num_rows", "tokens_remainder"))
-    return f"{tokens:,} tokens", f"{rows:,} rows of {manifest.counts['max_seq_len']}, {rest:,} tokens over"
+    tokens, in_rows, rows, rest = (
+        sum(split[key] for split in splits) for key in ("tokens_in", "tokens_in_rows", "num_rows", "tokens_remainder")
+    )
+    max_seq_len = manifest.counts["max_seq_len"]
+    over = f"{rest:,} tokens over"
+    if manifest.counts["strategy"] == "best_fit":
+        over = f"{in_rows / (rows * max_seq_len):.2%} full"
+    return f"{tokens:,} tokens", f"{rows:,} rows of {max_seq_len}, {over}"
 
 
 STAGE = Stage(
@@ -163,6 +162,7 @@ STAGE = Stage(
     settings=lambda recipe: stage_settings(recipe, "pack"),
     run=run,
     summary=summary,
+    plan=plan_inputs,
 )
 
 if __name__ == "__main__":

@@ -55,7 +55,7 @@ def summary(
 ) -> dict[str, Any]:
     """The run in figures; the contract of `summary.json`."""
     run, packed, evaluation = (manifests[noun].counts for noun in ("run", "packed", "evaluation"))
-    ledger = ("tokens_in", "tokens_in_rows", "tokens_remainder")
+    ledger = ("tokens_in", "tokens_in_rows", "tokens_remainder", "tokens_padding")
     measured = ("loss", "perplexity", "bits_per_byte", "gzip_bits_per_byte", "xz_bits_per_byte")
     return {
         "run_name": recipe.run_name,

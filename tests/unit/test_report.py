@@ -251,6 +251,17 @@ def test_a_ledger_that_does_not_balance_is_marked() -> None:
     assert "\u2713 balances" not in text
 
 
+@pytest.mark.parametrize(
+    ("padding", "shown"), [({}, False), ({"tokens_padding": 0}, False), ({"tokens_padding": 7}, True)]
+)
+def test_padding_is_shown_if_there_is_any(padding: dict[str, int], shown: bool) -> None:
+    data = full_report()
+    packed: dict[str, Any] = {**data.packed, "splits": {"train": {**split(1000, 232, 3), **padding}}}
+    text = Page(render(dataclasses.replace(data, packed=packed))).text
+    assert ("padding that fills rows" in text) == shown
+    assert "\u2713 balances" in text
+
+
 def test_both_splits_of_a_good_ledger_are_marked(page: Page) -> None:
     assert page.text.count("\u2713 balances") == 2
 

@@ -197,6 +197,18 @@ def test_back_ends_that_disagree_make_the_encoder_fall_back_and_say_so(
     assert encoded(fallen, []) == []
 
 
+@pytest.mark.usefixtures("wrong_back_end")
+def test_a_kept_encoder_falls_back_for_the_texts_on_which_they_disagree_alone(
+    trained: str, reference: tokenizers.Tokenizer, corpus: list[str]
+) -> None:
+    kept = Encoder(trained)
+    fallen = kept.checked(corpus)
+    assert encoded(fallen, corpus[:3]) == reference_ids(reference, corpus[:3])
+    assert kept._fast is not None, "what one shard meets changes nothing for the next"
+    assert kept.checked([]) is kept
+    assert fallen.checked(corpus) is fallen
+
+
 def test_back_ends_that_agree_are_not_mentioned(
     trained: str, corpus: list[str], caplog: pytest.LogCaptureFixture
 ) -> None:
