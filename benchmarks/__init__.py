@@ -26,6 +26,7 @@ Every `bench_ID.py` holds one `BENCHMARK`; what it printed last lies in `results
     bench_near_dedup           near duplicates against datasketch
     bench_near_dedup_quality   near duplicates against text-dedup, as commands
     bench_prep                 raw files to packed rows against the original's algorithm
+    bench_prep_memory          the same for ten times the input: memory
     bench_packing              token ids to rows against trl
     bench_ray_pack_overhead    the pack stage in Ray against its bare back end
 """
