@@ -12,6 +12,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 import pytest
+import yaml
 
 import codeparrot
 import ray_jobs
@@ -217,3 +218,19 @@ def test_a_file_names_no_package_registry_and_no_path_of_one_machine(name: str) 
 def test_make_help_lists_every_target() -> None:
     done = subprocess.run(["make", "help"], cwd=ROOT, capture_output=True, text=True, check=True)
     assert set(re.findall(r"^  make ([a-z0-9-]+) +\S", done.stdout, re.MULTILINE)) == make_targets()
+
+
+@pytest.mark.parametrize("document", ["README.md", "docs/bigquery.md"])
+def test_parts_of_recipes_in_documents_are_parts_of_recipes(document: str, tmp_path: Path) -> None:
+    whole = yaml.safe_load((ROOT / "recipes" / "tiny.yaml").read_text())
+    found = [yaml.safe_load(block) for block in re.findall(r"```yaml\n(.*?)```", read(document), re.DOTALL)]
+    parts = [part for part in found if {*part} <= {*whole}]
+    assert parts
+    for part in parts:
+        merged = {
+            key: {**value, **part[key]} if isinstance(part.get(key), dict) else part.get(key, value)
+            for key, value in whole.items()
+        }
+        path = tmp_path / "recipe.yaml"
+        path.write_text(yaml.safe_dump(merged))
+        load_recipe(path, [])
