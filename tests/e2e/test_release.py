@@ -10,10 +10,12 @@ import sys
 import time
 import urllib.error
 import urllib.request
+from base64 import b64decode
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import openai
 import pytest
 import yaml
 
@@ -263,6 +265,38 @@ def test_a_run_disturbed_in_every_way_ends_with_the_weights_of_an_undisturbed_on
     disturbed = release.trained("disturbed")
     assert disturbed["rows"] == undisturbed["rows"]
     assert disturbed["weights"] == undisturbed["weights"]
+
+
+def test_a_trained_run_is_served_to_those_who_have_a_key(release: Release, undisturbed: dict[str, Any]) -> None:
+    where = release.namespace
+    began = time.monotonic()
+    release.upgrade(cluster={"enabled": False}, serve={"enabled": True})
+    wait_until(lambda: bool(where.ready(component="serve")), "a replica that answers")
+    print(f"\nserving after {time.monotonic() - began:.0f} s")
+    [secret] = where.get("secret", "--field-selector", f"metadata.name={release.name}-serve-keys")
+    key = b64decode(secret["data"]["api-keys"]).decode().strip()
+    service = f"service/{release.name}-serve-serve-svc"
+    forward = Process(["kubectl", "--namespace", where.name, "port-forward", service, ":8000"], {})
+    try:
+        forward.wait_for("Forwarding from 127.0.0.1")
+        [port] = re.findall(r"127\.0\.0\.1:(\d+)", forward.output)
+        url = f"http://127.0.0.1:{port}/v1"
+        with openai.OpenAI(base_url=url, api_key=key) as client:
+            [model] = client.models.list().data
+            assert model.id == "standing"
+            texts = {
+                client.completions.create(model=model.id, prompt="import ", max_tokens=8, temperature=0).choices[0].text
+                for _ in range(2)
+            }
+            assert len(texts) == 1
+            assert texts != {""}
+        with openai.OpenAI(base_url=url, api_key="wrong") as stranger, pytest.raises(openai.AuthenticationError):
+            stranger.models.list()
+    finally:
+        forward.popen.terminate()
+        forward.wait()
+    release.upgrade()
+    wait_until(lambda: not where.pods(component="serve"), "the end of serving")
 
 
 def test_network_policies_hold_where_the_network_enforces_them(release: Release) -> None:
