@@ -109,9 +109,11 @@ def read_generations(path: str | Path) -> list[Generation]:
     Raises HumanEvalError, which names file and line.
     """
     found: dict[tuple[str, int], Generation] = {}
+    counts: Counter[str] = Counter()
     for where, values in _json_lines(Path(path)):
         task_id, completion = (_text(values, key, where) for key in ("task_id", "completion"))
-        number = values.get("sample", sum(1 for name, _ in found if name == task_id) if "sample" not in values else 0)
+        number = values.get("sample", counts[task_id])
+        counts[task_id] += 1
         if not isinstance(number, int) or isinstance(number, bool) or number < 0:
             raise HumanEvalError(f"{where}: `sample` must be a whole number from 0, got {number!r}")
         reason = values.get("finish_reason", "stop")
