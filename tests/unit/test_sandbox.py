@@ -20,6 +20,7 @@ FAILS = "\nassert 1 + 1 == 3"
 
 SEARCH_FOR_THE_NONCE = """
 import gc, os, sys
+gc.unfreeze()
 seen, found = set(), set()
 def look(value, depth=0):
     if isinstance(value, (bytes, bytearray)) and len(value) == 16:
@@ -34,7 +35,7 @@ while frame:
     frame = frame.f_back
 for value in gc.get_objects():
     look(value)
-for each in found or [b"0" * 16]:
+for each in found:
     os.write(3, each)
 os._exit(0)
 """
@@ -109,7 +110,7 @@ HOSTILE = {
         "import os\nfor n in range(64):\n    try: os.write(n, b'passed')\n    except OSError: pass",
         "failed: passed",
     ),
-    "searching for the nonce": (SEARCH_FOR_THE_NONCE, ""),
+    "searching for the nonce": (SEARCH_FOR_THE_NONCE, "exited: with code 0"),
     "spoiling the harness": (SPOIL_THE_HARNESS, ""),
     "deep recursion": ("def f(): f()\nf()", "failed: RecursionError"),
     "recursion without limit": ("import sys; sys.setrecursionlimit(10**9)\ndef f(): f()\nf()", ""),
