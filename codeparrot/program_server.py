@@ -148,7 +148,7 @@ class _Walls:
 
 
 def _run(program: str, walls: _Walls, limits: Limits, connection: socket.socket) -> dict[str, Any]:
-    """Fork, wait, and judge. Never raises: whatever goes wrong is the answer."""
+    """Fork, wait, and judge."""
     ours, theirs = socket.socketpair()
     printed = os.memfd_create("printed")
     pid = os.fork()

@@ -159,7 +159,10 @@ def lives(pid: int) -> bool:
 
 def test_no_hostile_program_passes_hangs_or_harms(sandbox: Sandbox) -> None:
     before = descendants()
-    outcomes = dict(zip(HOSTILE, sandbox.run(f"{program}{FAILS}" for program, _ in HOSTILE.values()), strict=True))
+    # Limits of CPU time have nothing to do with namespaces, and take their time.
+    apart = "no namespaces" not in sandbox.protections
+    names = [name for name, (_, why) in HOSTILE.items() if apart or not why.startswith("CPU time")]
+    outcomes = dict(zip(names, sandbox.run(f"{HOSTILE[name][0]}{FAILS}" for name in names), strict=True))
     assert not [name for name, outcome in outcomes.items() if outcome.passed]
     reasons = {name: outcome.reason for name, outcome in outcomes.items()}
     assert not {name: why for name, why in reasons.items() if not why.startswith(HOSTILE[name][1])}
