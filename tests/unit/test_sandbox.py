@@ -262,3 +262,15 @@ def test_a_package_that_is_not_installed_is_named() -> None:
     settings = SETTINGS.model_copy(update={"packages": ("no-such-package",)})
     with pytest.raises(SandboxError, match="no-such-package is not installed"), Sandbox(settings):
         pass
+
+
+def test_limits_that_are_lower_already_stay() -> None:
+    code = """
+import resource
+from codeparrot.sandbox import Sandbox, SandboxSettings
+resource.setrlimit(resource.RLIMIT_NOFILE, (40, 40))
+with Sandbox(SandboxSettings(num_workers=1)) as sandbox:
+    print(*sandbox.run(["files = [open(str(n), 'w') for n in range(50)]"]))
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert "failed: OSError: [Errno 24] Too many open files" in done.stdout
