@@ -1,6 +1,8 @@
 """Hostile programs: none passes, hangs or harms, with namespaces and, as in a restricted pod, without."""
 
 import os
+import platform
+import re
 import signal
 import subprocess
 import sys
@@ -274,3 +276,38 @@ with Sandbox(SandboxSettings(num_workers=1)) as sandbox:
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert "failed: OSError: [Errno 24] Too many open files" in done.stdout
+
+
+REFUSE_WALLS = """
+import ctypes
+from codeparrot import libc, seccomp
+LANDLOCK, UNSHARE, ALLOW, REFUSE = 444, 272, 0x7FFF0000, 0x00050000 | 38
+code = [(0x20, 0, 0, 0), (0x15, 2, 0, LANDLOCK), (0x15, 1, 0, UNSHARE), (0x06, 0, 0, ALLOW), (0x06, 0, 0, REFUSE)]
+walls = seccomp.Filter()
+walls._instructions = (seccomp._Instruction * len(code))(*(seccomp._Instruction(*each) for each in code))
+libc.prctl(libc.PR_SET_NO_NEW_PRIVS, 1)
+walls.install()
+"""
+SCORE_SOMETHING = """
+import sys
+from codeparrot.errors import SandboxError
+from codeparrot.sandbox import Sandbox, SandboxSettings
+for weak in (False, True):
+    try:
+        with Sandbox(SandboxSettings(num_workers=1, allow_weak=weak)) as sandbox:
+            print(*sandbox.run(["1", "import os; os.mkdir('a')", "open('/etc/passwd')", "1", "import os; os.fork()"]))
+    except SandboxError as error:
+        print(error)
+"""
+
+
+@pytest.mark.skipif(platform.machine() != "x86_64", reason="the numbers of system calls here are those of x86_64")
+def test_a_system_without_landlock_and_namespaces_is_found_out() -> None:
+    command = [sys.executable, "-c", REFUSE_WALLS + SCORE_SOMETHING]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    error, outcomes = done.stdout.splitlines()
+    assert error.startswith("programs cannot be held in here (limits, seccomp, no Landlock, no namespaces, ")
+    assert "they can read files of the system, read files of this user, write outside of their folder" in error
+    assert not re.search("sockets|signals|start processes|memory|another program", error)
+    passed = re.findall(r"passed=(\w+)", outcomes)
+    assert passed == ["True", "False", "True", "True", "False"], "what is weak is weak, the rest still holds"
