@@ -130,7 +130,8 @@ HOSTILE = {
 @pytest.fixture(scope="module", params=[True, False], ids=["namespaces", "no namespaces"])
 def sandbox(request: pytest.FixtureRequest) -> Iterator[Sandbox]:
     with Sandbox(SETTINGS, namespaces=request.param) as opened:
-        assert ("no namespaces" in opened.protections) is not request.param
+        if request.param and "no namespaces" in opened.protections:
+            pytest.skip("this system gives no namespaces to an ordinary user")
         yield opened
 
 
@@ -162,8 +163,8 @@ def lives(pid: int) -> bool:
 def test_no_hostile_program_passes_hangs_or_harms(sandbox: Sandbox) -> None:
     before = descendants()
     # Limits of CPU time have nothing to do with namespaces, and take their time.
-    apart = "no namespaces" not in sandbox.protections
-    names = [name for name, (_, why) in HOSTILE.items() if apart or not why.startswith("CPU time")]
+    alone = "no namespaces" in sandbox.protections
+    names = [name for name, (_, why) in HOSTILE.items() if alone or not why.startswith("CPU time")]
     outcomes = dict(zip(names, sandbox.run(f"{HOSTILE[name][0]}{FAILS}" for name in names), strict=True))
     assert not [name for name, outcome in outcomes.items() if outcome.passed]
     reasons = {name: outcome.reason for name, outcome in outcomes.items()}
