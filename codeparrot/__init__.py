@@ -48,6 +48,15 @@ Nothing here imports ray or kubernetes, so every piece runs in a plain test or u
     training_job       what a training run is: settings, inputs, who watches, where it is
     train              the loop
     generate           completions
+    libc               system calls that Python has no function for
+    seccomp            which system calls a program of a model may make
+    landlock           which files a program of a model may open
+    namespaces         namespaces for programs of a model, where they can be had
+    program_server     forks a confined child for every program, and says what became of it
+    sandbox            programs that nobody has read, run so that they harm nothing
+    pass_at_k          of k completions, the chance that one is right
+    humaneval          problems, completions of them, and how many are right
+    score              no stage: completions from a file, scored without Ray or a store
     plots              the drawings of the report
     pages              what pages and cards share, and how text of strangers is shown
     data_card          what is in a corpus, where it comes from, what was removed by what
