@@ -19,6 +19,7 @@ import openai
 import pytest
 import yaml
 
+from codeparrot.humaneval import read_problems
 from tests.e2e.conftest import (
     CHART,
     NUM_STEPS,
@@ -297,6 +298,24 @@ def test_a_trained_run_is_served_to_those_who_have_a_key(release: Release, undis
         forward.wait()
     release.upgrade()
     wait_until(lambda: not where.pods(component="serve"), "the end of serving")
+
+
+def test_programs_of_a_model_are_scored_in_a_pod_of_their_own(release: Release) -> None:
+    problems = read_problems(None)
+    right = [(problem, problem.canonical_solution) for problem in problems]
+    completions = [*right, (problems[0], "    raise SystemExit\n")]
+    path = release.folder / "completions.jsonl"
+    path.write_text(
+        "".join(json.dumps({"task_id": each.task_id, "completion": text}) + "\n" for each, text in completions)
+    )
+    began = time.monotonic()
+    results = release.folder / "results.jsonl"
+    done = release.namespace.k8s("score", str(path), "--results", str(results))
+    print(f"\n{len(completions)} programs scored in {time.monotonic() - began:.0f} s: {done.stdout.strip()}")
+    passed = [json.loads(line)["passed"] for line in results.read_text().splitlines()]
+    assert sum(passed) == len(problems)
+    assert len(passed) == len(completions)
+    assert not release.namespace.pods(component="score")
 
 
 def test_network_policies_hold_where_the_network_enforces_them(release: Release) -> None:
