@@ -167,6 +167,8 @@ class GitHubSource:
             stamp=0,
             location=b"",
             reader=FetchedReader(settings.name, tarball),
+            stars=repository.stars,
+            updated=repository.pushed,
         )
         found = offered(tarball.files(github), settings, like)
         if not found:
