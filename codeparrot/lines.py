@@ -22,8 +22,8 @@ def num_lines(text: str) -> int:
 
 def first_lines(text: str, number: int) -> list[str]:
     """The first lines, at most so many."""
-    lines = text.split("\n", number)[:number]
-    return lines if len(lines) == number or lines[-1] else lines[:-1]
+    lines = text.split("\n", number)  # what is after the last line feed comes last, and is a line if it is something
+    return lines[:number] if len(lines) > number or lines[-1] else lines[:-1]
 
 
 def has_longer(text: str, limit: int) -> bool:
