@@ -335,6 +335,18 @@ def test_another_node_fetches_the_commit_that_was_listed(
         read(found, LIMIT)
 
 
+def test_what_does_not_fit_in_the_cache_is_fetched_again(
+    hub: GitHubDouble, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CODEPARROT_CACHE_BYTES", "1")
+    hub.add("org/one", "org/two")
+    assert documents(hub, repositories=["org/one", "org/two"]) == {
+        (f"org/{name}", "a.py", "MIT") for name in ("one", "two")
+    }
+    assert len(tarballs(cache)) == 1
+    assert len(hub.fetched) == 4
+
+
 def test_what_does_not_belong_to_the_fingerprint_does_not_change_it(hub: GitHubDouble) -> None:
     hub.add("org/one")
     (entry,) = hub.entries(repositories=["org/one"])
