@@ -69,7 +69,7 @@ def limit_bytes() -> int:
     """How much the archives of one kind may take. Raises CannotKeep."""
     text = os.environ.get(LIMIT) or str(DEFAULT_LIMIT_BYTES)
     if not text.isdecimal():
-        raise CannotKeep(f"{LIMIT} is a number of bytes such as {DEFAULT_LIMIT_BYTES}, not {text!r}")
+        raise CannotKeep(f"CODEPARROT_CACHE_BYTES is a number of bytes such as 50000000000, not {text!r}")
     return int(text)
 
 

@@ -171,7 +171,7 @@ def test_what_stays_depends_on_neither_the_order_nor_the_shards(
     shuffled = order.sample(documents, len(documents))
     parts: Iterable[list[Document]] = (shuffled[start::num_shards] for start in range(num_shards))
     with tempfile.TemporaryDirectory() as name:
-        storage = LocalStorage(Path(name))
+        storage = LocalStorage(name)
         expected = curated(storage, [documents])
         assert curated(storage, [part for part in parts if part]) == expected
     smallest = {text: min(each.id for each in documents if each.content == text) for text in expected.values()}
