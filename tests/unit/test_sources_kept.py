@@ -1,6 +1,7 @@
 """What a node keeps of archives elsewhere has a limit; what was not used for longest goes."""
 
 import os
+import time
 from itertools import count
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from codeparrot.sources.kept import LIMIT, TARBALLS, CannotKeep, kept, remember,
 from tests.unit.archive_doubles import pack
 
 SECONDS = count(1)
+MINUTE = 60
 NAMES = [f"{letter}.tar.gz" for letter in "abcdef"]
 
 
@@ -27,15 +29,17 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def use(name: str, size: int = 100) -> bool:
-    """Whether it had to be fetched. The clock of the files is ours: times of whole seconds differ on every disk."""
+    """Whether it had to be fetched. Times of files are told apart by our own clock, since disks round theirs."""
     fetched = []
 
     def fetch(path: Path) -> None:
         path.write_bytes(bytes(size))
         fetched.append(path)
 
+    path = kept(TARBALLS, name, fetch)
+    assert time.time() - path.stat().st_mtime < MINUTE, "it was used now"
     now = next(SECONDS)
-    os.utime(kept(TARBALLS, name, fetch), (now, now))
+    os.utime(path, (now, now))
     return bool(fetched)
 
 
