@@ -12,6 +12,8 @@ from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 from pathlib import Path
 
+import numpy as np
+
 from benchmarks.code import described, documents, megabytes
 from benchmarks.harness import Benchmark, Comparison, Target, Unequal, installed
 from codeparrot.dedup import content_key, exact_duplicates
@@ -47,8 +49,10 @@ class _ExactDedup(Comparison):
 
     def _ours(self) -> set[str]:
         found = [pair for keyed in self._pool.map(_keys, self._shards) for pair in keyed]
-        dropped = {*exact_duplicates([key for _, key in found], [(name,) for name, _ in found])}
-        return {name for index, (name, _) in enumerate(found) if index not in dropped}
+        names = np.array([name for name, _ in found], object)
+        keys = np.frombuffer(b"".join(key for _, key in found), np.uint64).reshape(len(found), -1)
+        dropped, _ = exact_duplicates(keys, np.argsort(np.argsort(names)))
+        return {*np.delete(names, dropped)}
 
     def _peer(self) -> set[str]:
         rows = self._database.execute(QUERY, [[str(path) for path in self._shards]]).fetchall()

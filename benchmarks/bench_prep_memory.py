@@ -3,7 +3,7 @@
 Stages collect, curate (near duplicates included) and pack are commands, each with a Ray of its own, over the installed
 packages in shards of 8 MB. Measured is the greatest sum, over all processes of a command, of the memory that is
 theirs (proportional set size, smaps of proc(5)), read five times a second; the peer is a tenth of the input.
-What grows is what the driver knows of every document: its id, its verdict and 200 bytes of band keys.
+What grows is what the driver knows of every document: columns of about 75 bytes, and 200 bytes of band keys.
 """
 
 import contextlib
@@ -25,6 +25,9 @@ LARGE_BYTES = 400_000_000
 SMALLER = 10
 POLL_SECONDS = 0.2
 KIB, MB = 1024, 1e6
+AGENTS = ("dashboard/agent.py", "runtime_env/agent/main.py", "ray::DashboardAgent", "ray::RuntimeEnvAgent")
+"""Ray's helpers on every node. They write their title over their environment, by which a command's processes are known,
+so they would be counted at their start and no more later. What they take does not depend on the input."""
 NOUNS = ("raw", "curated", "packed")
 OVERRIDES = {
     "collect.sources": [{"kind": "packages"}],
@@ -55,7 +58,9 @@ class Peak:
 
     def _watch(self) -> None:
         while not self._ended.wait(POLL_SECONDS):
-            self.size_bytes = max(self.size_bytes, sum(map(proportional_bytes, self._command.processes())))
+            lines = self._command.processes().items()
+            pids = [pid for pid, line in lines if not any(agent in line for agent in AGENTS)]
+            self.size_bytes = max(self.size_bytes, sum(map(proportional_bytes, pids)))
 
 
 def proportional_bytes(pid: int) -> int:

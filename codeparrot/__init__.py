@@ -18,6 +18,7 @@ Nothing here imports ray or kubernetes, so every piece runs in a plain test or u
     secret_formats     secrets that can be told by their form, and private keys
     addresses          e-mail and public IP addresses, told from what looks like them
     redact             secrets and addresses replaced by placeholders
+    lines              the lines of a text, counted and measured fast
     generated          files that no person wrote, or that are others'
     filters            what a model should not learn from, and why
     shingles           runs of words, hashed in bulk

@@ -4,11 +4,13 @@ Documents travel as Arrow tables of `SCHEMA`, in shards of Parquet. `content` is
 ends and no byte-order mark; what cannot become that is rejected with a reason, never an exception.
 """
 
+import codecs
 import io
 import re
 import tokenize
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
+from datetime import datetime
 from enum import StrEnum
 from itertools import count
 from typing import TYPE_CHECKING
@@ -20,6 +22,8 @@ if TYPE_CHECKING:
 
 LANGUAGES = {".py": "Python", ".pyi": "Python", ".pyx": "Cython"}
 PARQUET_COMPRESSION = "zstd"
+DISTINCT = frozenset({"content", "sha256"})
+"""Columns whose values hardly ever repeat: a dictionary of them, or their least and greatest, is of no use."""
 
 
 class ReadReason(StrEnum):
@@ -50,6 +54,10 @@ class Document:
     sha256: str
     """Of `content` in UTF-8."""
     source: str
+    stars: int | None = None
+    """Of its repository, when it was collected; None if its source does not know."""
+    updated: datetime | None = None
+    """When its repository was last changed: the date of the commit, or of the last push."""
 
     @property
     def id(self) -> str:
@@ -83,11 +91,18 @@ def decode(data: bytes) -> str | ReadReason:
     if not data.strip():
         return ReadReason.EMPTY
     try:
-        encoding, _ = tokenize.detect_encoding(io.BytesIO(data).readline)
-        text = data.decode(encoding)
+        text = data.decode(_encoding(data))
     except (SyntaxError, UnicodeError, LookupError):
         return ReadReason.BINARY if b"\0" in data else ReadReason.BAD_ENCODING
     return clean(text)
+
+
+def _encoding(data: bytes) -> str:
+    """What its first two lines say. Raises SyntaxError."""
+    head = data.split(b"\n", 2)[:2]
+    if not data.startswith(codecs.BOM_UTF8) and not any(b"coding" in line for line in head):
+        return "utf-8"  # nothing says otherwise, as of nearly all files
+    return tokenize.detect_encoding(io.BytesIO(data).readline)[0]
 
 
 def clean(text: str) -> str | ReadReason:
@@ -134,6 +149,7 @@ def schema() -> "pa.Schema":
     fields = [pa.field(name, pa.string(), nullable=name in optional) for name in text]
     fields.append(pa.field("size_bytes", pa.int64(), nullable=False))
     fields += [pa.field(name, pa.string(), nullable=False) for name in ("sha256", "source")]
+    fields += [pa.field("stars", pa.int64()), pa.field("updated", pa.timestamp("ms", "UTC"))]
     return pa.schema(fields)
 
 
@@ -141,15 +157,16 @@ def to_table(documents: Sequence[Document]) -> "pa.Table":
     """Documents as an Arrow table."""
     import pyarrow as pa
 
-    return pa.Table.from_pylist([asdict(document) for document in documents], schema=schema())
+    columns = {name: [getattr(document, name) for document in documents] for name in schema().names}
+    return pa.Table.from_pydict(columns, schema=schema())
 
 
 def to_parquet(table: "pa.Table") -> bytes:
     """A table as the bytes of a Parquet file; equal tables give equal bytes."""
     import pyarrow.parquet as pq
 
-    sink = io.BytesIO()
-    pq.write_table(table, sink, compression=PARQUET_COMPRESSION)
+    sink, repeated = io.BytesIO(), [name for name in table.column_names if name not in DISTINCT]
+    pq.write_table(table, sink, compression=PARQUET_COMPRESSION, use_dictionary=repeated, write_statistics=repeated)
     return sink.getvalue()
 
 

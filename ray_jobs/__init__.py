@@ -9,6 +9,7 @@ The only place that imports ray. In the order of the flow:
     cluster           Ray itself: connecting, room for workers, work spread with Ray Data
     tally             documents and bytes, kept and rejected
     collect           sources -> raw documents
+    verdicts          what curation knows of documents, as columns
     near_index        the index with which later corpora are compared
     near_duplicates   near duplicates of a whole corpus, compared side by side
     curate_shard      one shard in the two passes of curation

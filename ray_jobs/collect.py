@@ -53,14 +53,12 @@ def _read_shard(
     index, entries = item
     result = read(entries, max_file_bytes)
     tally = Tally()
-    for document in result.documents:
-        tally.keep(vars(document))
-    for entry, reason in result.rejected:
-        tally.reject(str(reason), entry.size_bytes)
+    tally.reject((str(reason) for _, reason in result.rejected), (entry.size_bytes for entry, _ in result.rejected))
     if not result.documents:
         return None, tally
-    data = to_parquet(to_table(result.documents))
-    return write_file(open_storage(uri), folder, f"part-{index:05d}.parquet", data), tally
+    table = to_table(result.documents)
+    tally.keep(table)
+    return write_file(open_storage(uri), folder, f"part-{index:05d}.parquet", to_parquet(table)), tally
 
 
 def summary(manifest: Manifest) -> tuple[str, str]:

@@ -2,16 +2,19 @@
 
 Two passes over the shards (`ray_jobs.curate_shard`). The first judges every document on its own and returns keys for
 each that passes; the driver then knows which of the duplicates stays, near ones compared by tasks of their own
-(`ray_jobs.near_duplicates`), and which repositories are held out; the second writes the splits.
+(`ray_jobs.near_duplicates`), and which repositories are held out; the second writes the splits. What the driver knows
+of documents are columns (`ray_jobs.verdicts`).
 """
 
 import logging
 from collections import Counter, defaultdict
 from dataclasses import dataclass, replace
 from functools import partial
+from itertools import repeat
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from codeparrot.config import Recipe
 from codeparrot.decontaminate import Problems, read_benchmarks
@@ -19,27 +22,18 @@ from codeparrot.dedup import exact_duplicates
 from codeparrot.documents import origin_of
 from codeparrot.errors import EmptyCorpusError
 from codeparrot.manifest import File, Manifest, json_lines
-from codeparrot.splits import SPLITS, CurateSettings, validation_units
+from codeparrot.splits import SPLITS, validation_units
 from codeparrot.storage import open_storage, sha256_hex
 from ray_jobs import near_duplicates
 from ray_jobs.cluster import spread
-from ray_jobs.curate_shard import (
-    ORIGIN,
-    Placement,
-    Sample,
-    Verdict,
-    Written,
-    judge_shard,
-    passing,
-    smallest,
-    write_shard,
-)
+from ray_jobs.curate_shard import ORIGIN, Placement, Sample, Written, judge_shard, read_bands, smallest, write_shard
 from ray_jobs.data_card import Clusters, contamination, write_card
 from ray_jobs.near_duplicates import Near
 from ray_jobs.near_index import Corpus, Places, Shard, earlier
 from ray_jobs.progress import size
 from ray_jobs.stage import Output, Stage, Work, main, stage_settings
 from ray_jobs.tally import Redacted, Tally
+from ray_jobs.verdicts import Verdicts, staying
 
 logger = logging.getLogger(__name__)
 
@@ -50,40 +44,43 @@ NEAR_DUPLICATE = "near_duplicate"
 def run(work: Work) -> Output:
     """Judge, decide, write."""
     raw, settings, seed = work.inputs["raw"], work.recipe.curate, work.recipe.seed
-    names = raw.names("part-")
-    judge = partial(
-        judge_shard, uri=work.storage.uri, raw=raw, settings=settings, seed=seed, problems=work.plan.problems
-    )
-    verdicts = spread("curate: judge", names, judge)
-    reasons, duplicates = _duplicates(work, names, verdicts)
-    placements = _decide(names, verdicts, reasons, settings, seed)
-    place = partial(
-        write_shard, uri=work.storage.uri, folder=work.attempt.folder, raw=raw, settings=settings, seed=seed
-    )
+    names, uri, folder = raw.names("part-"), work.storage.uri, work.attempt.folder
+    asked = {"raw": raw, "problems": work.plan.problems}
+    judge = partial(judge_shard, uri=uri, folder=folder, settings=settings, seed=seed, **asked)
+    judged = spread("curate: judge", names, judge)
+    verdicts = Verdicts(judged)
+    as_judged = [shard.file for shard in judged if shard.file is not None]
+    documents = work.attempt.manifest(as_judged, {}) if as_judged else raw
+    del judged
+    passed = staying(verdicts.reasons)
+    duplicates = _duplicates(work, names, verdicts, documents)
+    is_held_out = _held_out(work, verdicts)
+    parts = zip(names, *map(verdicts.by_shard, (passed, verdicts.reasons, is_held_out)), strict=True)
+    placements = [Placement(name, index, *arrays) for index, (name, *arrays) in enumerate(parts)]
+    place = partial(write_shard, uri=uri, folder=folder, documents=documents, settings=settings, seed=seed)
     written = spread("curate: write", placements, place)
-    flat = [verdict for shard in verdicts for verdict in shard]
     files, counts, samples = _gather(work, written)
+    if settings.redact is not None:
+        counts["redacted"] = _redacted(verdicts)
     if work.plan.problems is not None:
-        files.append(work.attempt.write("contaminated.jsonl", _contamination(flat)))
-        counts["contaminated"] = contamination(flat, work.plan.problems)
-    ids = [verdict.document for verdict in flat]
+        files.append(work.attempt.write("contaminated.jsonl", _contamination(verdicts)))
+        counts["contaminated"] = contamination(verdicts.contamination.values(), work.plan.problems)
     clusters = {}
     if settings.exact_dedup:
-        clusters[DUPLICATE] = Clusters(duplicates.exact, ids)
+        clusters[DUPLICATE] = Clusters(duplicates.exact, verdicts.ids)
         counts["exact_dedup"] = clusters[DUPLICATE].counts()
     if settings.near_dedup is not None:
-        clusters[NEAR_DUPLICATE] = Clusters(duplicates.near, ids)
+        clusters[NEAR_DUPLICATE] = Clusters(duplicates.near, verdicts.ids)
         counts["near_dedup"] = {**clusters[NEAR_DUPLICATE].counts(), **duplicates.counts}
-        files.append(work.attempt.write("near_duplicates.parquet", near_duplicates.audit(duplicates.near, ids)))
+        audit = near_duplicates.audit(duplicates.near, verdicts.ids)
+        files.append(work.attempt.write("near_duplicates.parquet", audit))
     return [*files, *write_card(work, files, counts, samples, clusters)], counts
 
 
-def _contamination(verdicts: list[Verdict]) -> bytes:
+def _contamination(verdicts: Verdicts) -> bytes:
     """Every document that shares text with benchmarks, and with which problems how much, as JSON lines."""
     return json_lines(
-        {**origin_of(verdict.document), "shared": verdict.contamination}
-        for verdict in verdicts
-        if verdict.contamination
+        {**origin_of(verdicts.ids[index]), "shared": shared} for index, shared in verdicts.contamination.items()
     )
 
 
@@ -117,86 +114,63 @@ class Duplicates:
     """Of near ones, for the manifest."""
 
 
-def _duplicates(work: Work, names: list[str], verdicts: list[list[Verdict]]) -> tuple[list[str | None], Duplicates]:
-    """The reasons of all documents, those for duplicates included."""
-    settings = work.recipe.curate
-    flat = [verdict for shard in verdicts for verdict in shard]
-    reasons = [verdict.reason for verdict in flat]
+def _duplicates(work: Work, names: list[str], verdicts: Verdicts, documents: Manifest) -> Duplicates:
+    """Find them, and give them their reasons. `documents` are those that were judged."""
+    settings, reasons = work.recipe.curate, verdicts.reasons
+    candidates = verdicts.passing()
     exact: list[Near] = []
     if settings.exact_dedup:
-        passed = passing(reasons)
-        twins = exact_duplicates([flat[i].key for i in passed], [flat[i].preference for i in passed])
-        for twin in twins:
-            reasons[passed[twin]] = DUPLICATE
-        stays = {flat[i].key: flat[i].document for i in passing(reasons)}
-        exact = [Near(passed[twin], stays[flat[passed[twin]].key], None, 1.0) for twin in twins]
+        dropped, stays = exact_duplicates(verdicts.keys[candidates], verdicts.ranks[candidates])
+        reasons[candidates[dropped]] = DUPLICATE
+        pairs = zip(candidates[dropped].tolist(), candidates[stays].tolist(), strict=True)
+        exact = [Near(index, verdicts.ids[kept], None, 1.0) for index, kept in pairs]
     if settings.near_dedup is None:
-        return reasons, Duplicates(exact, [], {})
-    passed = passing(reasons)
-    sizes = [len(shard) for shard in verdicts]
-    owners = np.repeat(np.arange(len(names)), sizes)
-    rows = np.concatenate([np.arange(num_documents) for num_documents in sizes])
-    bands = b"".join(flat[index].bands for index in passed)
+        return Duplicates(exact, [], {})
+    left = verdicts.passing()
+    num_bands = settings.near_dedup.num_bands
+    bands = np.concatenate([read_bands(work.storage, work.attempt.folder, name, num_bands) for name in names])
     found, counts = near_duplicates.find(
         Places(
             tuple(Shard(0, name) for name in names),
-            owners[passed],
-            rows[passed],
-            np.frombuffer(bands, np.uint64).reshape(len(passed), settings.near_dedup.num_bands),
+            verdicts.owners[left],
+            verdicts.rows(left),
+            bands[np.isin(candidates, left, assume_unique=True)],
         ),
-        [flat[index].preference for index in passed],
-        [flat[index].document for index in passed],
-        corpus=Corpus(work.storage.uri, work.inputs["raw"], settings.redact),
+        verdicts.ranks[left],
+        verdicts.some_ids(left),
+        corpus=Corpus(work.storage.uri, documents),
         against=work.plan.against,
         settings=settings.near_dedup,
     )
-    near = [replace(removal, index=passed[removal.index]) for removal in found]
-    for removal in near:
-        reasons[removal.index] = NEAR_DUPLICATE
-    return reasons, Duplicates(exact, near, counts)
+    near = [replace(removal, index=int(left[removal.index])) for removal in found]
+    reasons[[removal.index for removal in near]] = NEAR_DUPLICATE
+    return Duplicates(exact, near, counts)
 
 
-def _decide(
-    names: list[str],
-    verdicts: list[list[Verdict]],
-    reasons: list[str | None],
-    settings: CurateSettings,
-    seed: int,
-) -> list[Placement]:
-    flat = [verdict for shard in verdicts for verdict in shard]
-    units = [_unit(verdict, settings) for verdict in flat]
-    kept = [unit for unit, reason in zip(units, reasons, strict=True) if reason is None]
-    if not kept:
+def _held_out(work: Work, verdicts: Verdicts) -> npt.NDArray[np.bool_]:
+    """Whether the split of each document is that of validation."""
+    settings, kept = work.recipe.curate, verdicts.passing()
+    if not len(kept):
         tally = Tally()
-        for reason in reasons:
-            tally.reject(str(reason), 0)
+        tally.reject(verdicts.reasons, repeat(0, len(verdicts.reasons)))
         raise EmptyCorpusError(
-            f"no document is left after curation of {len(flat):,}: {tally.reasons_text()}; loosen curate.licenses, "
-            "curate.filters or curate.decontaminate, or collect other code"
+            f"no document is left after curation of {len(verdicts.reasons):,}: {tally.reasons_text()}; loosen "
+            "curate.licenses, curate.filters or curate.decontaminate, or collect other code"
         )
-    held_out = validation_units(kept, seed=seed, fraction=settings.validation_fraction)
-    splits = ["validation" if unit in held_out else "train" for unit in units]
-    placements, start = [], 0
-    for index, (name, shard) in enumerate(zip(names, verdicts, strict=True)):
-        stop = start + len(shard)
-        bands = [verdict.bands for verdict in shard]
-        placements.append(Placement(name, index, reasons[start:stop], splits[start:stop], bands))
-        start = stop
-    return placements
-
-
-def _unit(verdict: Verdict, settings: CurateSettings) -> str:
-    return verdict.repository if settings.split_by == "repository" else verdict.document
+    units = verdicts.repositories(kept) if settings.split_by == "repository" else verdicts.some_ids(kept)
+    held_out = validation_units(units, seed=work.recipe.seed, fraction=settings.validation_fraction)
+    return verdicts.are_of(held_out) if settings.split_by == "repository" else verdicts.are(held_out)
 
 
 def _gather(work: Work, written: list[Written]) -> tuple[list[File], dict[str, Any], dict[str | None, list[Any]]]:
     """The files of all shards and those that sum them up, counts, and samples by reason."""
     settings = work.recipe.curate
-    total = {split: Tally() for split in SPLITS}
+    total, both = {split: Tally() for split in SPLITS}, Tally()
     pooled: dict[str | None, list[Sample]] = defaultdict(list)
     for shard in written:
         for split in SPLITS:
-            total[split].add(shard.tallies[split])
+            total[split].add(shard.kept[split])
+        both.add(shard.rejected)
         for reason, samples in shard.samples.items():
             pooled[reason] += samples
     chosen = {
@@ -215,7 +189,6 @@ def _gather(work: Work, written: list[Written]) -> tuple[list[File], dict[str, A
         }
         for split, tally in total.items()
     }
-    both = Tally()
     for tally in total.values():
         both.add(tally)
     raw = work.inputs["raw"].counts
@@ -226,16 +199,15 @@ def _gather(work: Work, written: list[Written]) -> tuple[list[File], dict[str, A
         "validation_repositories": total["validation"].repositories,
         **both.counts(),
     }
-    if settings.redact is not None:
-        counts["redacted"] = _redacted(written)
     return files, counts, chosen
 
 
-def _redacted(written: list[Written]) -> dict[str, Any]:
+def _redacted(verdicts: Verdicts) -> dict[str, Any]:
     """What was redacted in documents that are kept, for the manifest, and said."""
     total = Redacted()
-    for shard in written:
-        total.add(shard.redacted)
+    for index, values in verdicts.redacted.items():
+        if verdicts.reasons[index] is None:
+            total.count(values)
     counts = total.counts()
     kinds = (f"{amount['num_values']:,} {kind}" for kind, amount in counts["by_kind"].items())
     logger.info("curate: redact   %s documents: %s", f"{total.num_documents:,}", ", ".join(kinds) or "nothing found")

@@ -1,118 +1,137 @@
 """One shard in the two passes of curation: judged, document by document, and written to its splits.
 
-What the tasks of `ray_jobs.curate` run, and what they tell the driver.
+What the tasks of `ray_jobs.curate` run, and what they tell the driver. The first pass keeps what is costly to find out
+for those that follow: the documents as they are redacted, and the keys of their near duplicates.
 """
 
 import heapq
 from collections import Counter, defaultdict
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import partial
 from operator import itemgetter
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import numpy as np
+import numpy.typing as npt
 
 from codeparrot.decontaminate import Problems
-from codeparrot.dedup import content_key
+from codeparrot.dedup import PREFERENCE, content_keys
 from codeparrot.documents import Document, document_id, from_parquet, to_parquet
 from codeparrot.draws import uniform
 from codeparrot.filters import reject, reject_license
 from codeparrot.manifest import File, Manifest, write_file
 from codeparrot.near_dedup import band_keys
-from codeparrot.redact import RedactSettings, redact, redact_table
+from codeparrot.redact import RedactSettings, redact_all, redact_table
+from codeparrot.shingles import Hashes
 from codeparrot.splits import SPLITS, CurateSettings
-from codeparrot.storage import open_storage
+from codeparrot.storage import Storage, open_storage
 from codeparrot.tokenizer import gpt2_encoder
 from ray_jobs.near_index import PREFIX, to_index
-from ray_jobs.tally import Redacted, Tally
+from ray_jobs.tally import Tally
+from ray_jobs.verdicts import ID, Judged, Reasons, passing, staying
+
+if TYPE_CHECKING:
+    import pyarrow as pa
 
 T = TypeVar("T")
 
 EXCERPT_CHARACTERS = 2000
+LOOKED_AT_CHARACTERS = 20_000
+"""Of a document that is shown, for secrets in its excerpt; a private key is told by what follows its first line."""
 CONTAMINATED = "contaminated"
 ORIGIN = ("source", "repository", "revision", "license")
 """Whom a document is owed to: a line of the attribution list for each."""
-
-
-@dataclass(frozen=True)
-class Verdict:
-    """What the first pass says of one document."""
-
-    repository: str
-    document: str
-    """Its id."""
-    reason: str | None
-    preference: tuple[Any, ...]
-    """Of duplicates the smallest stays: known licence first, then by id."""
-    key: bytes
-    contamination: dict[str, int]
-    """How many runs of words it shares with which problems of benchmarks."""
-    bands: bytes
-    """`num_bands` keys of 8 bytes, if near duplicates are looked for and the document passed."""
-
-
-@dataclass(frozen=True)
-class Placement:
-    """What the second pass does with one shard: a reason to reject, or a split, for every document."""
-
-    name: str
-    index: int
-    reasons: list[str | None]
-    splits: list[str]
-    bands: list[bytes]
-    """The keys of every document, for the index of near duplicates; empty ones if it has none."""
-
-
-Sample = tuple[float, dict[str, Any]]
-"""(what decides which are shown, what to show of a document)"""
+REPEATED = {"source", "repository", "license"}
+SHOWN = ("source", "repository", "path", "license", "size_bytes")
 
 
 def judge_shard(
-    name: str, *, uri: str, raw: Manifest, settings: CurateSettings, seed: int, problems: Problems | None
-) -> list[Verdict]:
+    name: str,
+    *,
+    uri: str,
+    folder: str,
+    raw: Manifest,
+    settings: CurateSettings,
+    seed: int,
+    problems: Problems | None,
+) -> Judged:
     """The first pass over one shard: every document on its own."""
-    table, _ = redact_table(from_parquet(raw.read(open_storage(uri), name)), settings.redact)
-    documents = [Document(**row) for row in table.to_pylist()]
-    languages = {document.language for document in documents}
-    needed = any(settings.filters.of(language).min_characters_per_token is not None for language in languages)
-    lengths: Any = gpt2_encoder().encode([document.content for document in documents])[1] if needed else []
-    reasons = [
-        reject_license(document, settings.licenses)
-        or reject(document, settings.filters, seed=seed, num_tokens=partial(_length, lengths, index))
-        for index, document in enumerate(documents)
-    ]
-    contamination: list[dict[str, int]] = [{} for _ in documents]
+    storage = open_storage(uri)
+    table, redacted = redact_table(from_parquet(raw.read(storage, name)), settings.redact)
+    texts = table["content"].to_pylist()
+    reasons = _filtered(table, texts, settings, seed)
+    contamination: dict[int, dict[str, int]] = {}
     if problems is not None:
-        passed = passing(reasons)
-        for index, shared in zip(passed, problems.shared([documents[i].content for i in passed]), strict=True):
-            contamination[index] = shared
-            reasons[index] = CONTAMINATED if shared else None
-    bands = [b""] * len(documents)
+        passed = passing(reasons).tolist()
+        found = zip(passed, problems.shared([texts[index] for index in passed]), strict=True)
+        contamination = {index: shared for index, shared in found if shared}
+        reasons[list(contamination)] = CONTAMINATED
     if settings.near_dedup is not None:
-        passed = passing(reasons)
-        keys = band_keys([documents[index].content for index in passed], settings.near_dedup)
-        for index, row in zip(passed, keys, strict=True):
-            bands[index] = row.tobytes()
-    return [
-        Verdict(
-            repository=document.repository,
-            document=document.id,
-            reason=reason,
-            preference=(document.license is None, document.id),
-            key=content_key(document.content),
-            contamination=shared,
-            bands=own,
-        )
-        for document, reason, shared, own in zip(documents, reasons, contamination, bands, strict=True)
-    ]
+        keys = band_keys([texts[index] for index in passing(reasons)], settings.near_dedup)
+        storage.write(_bands_path(folder, name), keys.tobytes())
+    return Judged(
+        documents=_small(table.select(PREFERENCE)),
+        reasons=reasons,
+        keys=content_keys(table["content"]),
+        contamination=contamination,
+        redacted={index: values for index, values in enumerate(redacted) if values},
+        file=None if settings.redact is None else write_file(storage, folder, name, to_parquet(table)),
+    )
 
 
-def passing(reasons: Sequence[str | None]) -> list[int]:
-    """The indices of documents that nothing rejects so far."""
-    return [index for index, reason in enumerate(reasons) if reason is None]
+def _small(documents: "pa.Table") -> "pa.Table":
+    """The same with numbers in place of names that repeat."""
+    for place, name in enumerate(documents.column_names):
+        if name in REPEATED:
+            documents = documents.set_column(place, name, documents[name].dictionary_encode())
+    return documents
+
+
+def _filtered(table: "pa.Table", texts: Sequence[str], settings: CurateSettings, seed: int) -> Reasons:
+    """Why filters reject documents."""
+    others = table.drop_columns(["content"]).to_pylist()
+    documents = [Document(content=text, **other) for text, other in zip(texts, others, strict=True)]
+    reasons: list[str | None] = [reject_license(document, settings.licenses) for document in documents]
+    left = [index for index, reason in enumerate(reasons) if reason is None]
+    languages = {documents[index].language for index in left}
+    needed = any(settings.filters.of(language).min_characters_per_token is not None for language in languages)
+    lengths: Any = gpt2_encoder().encode([texts[index] for index in left])[1] if needed else []
+    for place, index in enumerate(left):
+        num_tokens = partial(_length, lengths, place)
+        reasons[index] = reject(documents[index], settings.filters, seed=seed, num_tokens=num_tokens)
+    found: Reasons = np.array(reasons, object)
+    return found
 
 
 def _length(lengths: Any, index: int) -> int:
     return int(lengths[index])
+
+
+def _bands_path(folder: str, name: str) -> str:
+    return f"{folder}/bands/{name}"
+
+
+def read_bands(storage: Storage, folder: str, name: str, num_bands: int) -> Hashes:
+    """The keys for near duplicates of the documents of a shard that passed the first pass: (documents, num_bands)."""
+    return np.frombuffer(storage.read(_bands_path(folder, name)), np.uint64).reshape(-1, num_bands)
+
+
+@dataclass(frozen=True)
+class Placement:
+    """What the second pass does with one shard."""
+
+    name: str
+    index: int
+    passed: npt.NDArray[np.bool_]
+    """The documents that the first pass let pass."""
+    reasons: Reasons
+    is_held_out: npt.NDArray[np.bool_]
+    """The documents whose split is that of validation."""
+
+
+Sample = tuple[float, dict[str, Any]]
+"""(what decides which are shown, what to show of a document)"""
 
 
 @dataclass(frozen=True)
@@ -120,62 +139,70 @@ class Written:
     """What the second pass returns of one shard."""
 
     files: list[File]
-    tallies: dict[str, Tally]
+    kept: dict[str, Tally]
+    """By split."""
+    rejected: Tally
     samples: dict[str | None, list[Sample]]
     """Of each reason, and of what is kept (None)."""
     origins: Counter[tuple[str | None, ...]]
     """Documents kept, by `ORIGIN`."""
-    redacted: Redacted = field(default_factory=Redacted)
-    """In documents kept."""
 
 
 def write_shard(
-    placement: Placement, *, uri: str, folder: str, raw: Manifest, settings: CurateSettings, seed: int
+    placement: Placement, *, uri: str, folder: str, documents: Manifest, settings: CurateSettings, seed: int
 ) -> Written:
     """The second pass over one shard: what is kept goes to its split, what is not is counted and sampled."""
-    import pyarrow as pa
-
-    storage = open_storage(uri)
-    table, redacted = redact_table(from_parquet(raw.read(storage, placement.name)), settings.redact)
-    written = Written([], {split: Tally() for split in SPLITS}, {}, Counter())
-    drawn: dict[str | None, list[tuple[float, int]]] = defaultdict(list)
-    rows = table.drop_columns(["content"]).to_pylist()
-    for index, (row, reason, split) in enumerate(zip(rows, placement.reasons, placement.splits, strict=True)):
-        if reason is None:
-            written.tallies[split].keep(row)
-            written.origins[tuple(row[name] for name in ORIGIN)] += 1
-            written.redacted.count(redacted[index])
-        else:
-            written.tallies[split].reject(reason, row["size_bytes"])
-        identity = document_id(row["source"], row["repository"], row["path"])
-        drawn[reason].append((uniform(seed, "sample", identity), index))
-    for split in SPLITS:
-        here = [
-            reason is None and where == split for reason, where in zip(placement.reasons, placement.splits, strict=True)
-        ]
-        part = table.filter(pa.array(here))
+    storage, reasons = open_storage(uri), placement.reasons
+    table = from_parquet(documents.read(storage, placement.name))
+    is_kept = staying(reasons)
+    written = Written([], {split: Tally() for split in SPLITS}, Tally(), {}, Counter())
+    written.rejected.reject(reasons[~is_kept], table["size_bytes"].to_numpy()[~is_kept].tolist())
+    for split, here in zip(SPLITS, (is_kept & ~placement.is_held_out, is_kept & placement.is_held_out), strict=True):
+        part = table.filter(here)
         if part.num_rows:
             name = f"{split}/part-{placement.index:05d}.parquet"
             written.files.append(write_file(storage, folder, name, to_parquet(part)))
-            bands = [own for own, is_here in zip(placement.bands, here, strict=True) if is_here]
-            signed = [row for row, own in enumerate(bands) if own]
+            written.kept[split].keep(part)
+            written.origins.update(_origins(part))
             if settings.near_dedup is not None:
-                data = to_index(signed, [bands[row] for row in signed])
+                data = _index(
+                    placement, here, read_bands(storage, folder, placement.name, settings.near_dedup.num_bands)
+                )
                 written.files.append(write_file(storage, folder, f"{PREFIX}{name}", data))
-    for reason, found in drawn.items():
-        written.samples[reason] = [
-            (draw, _sample(reason, rows[index], table["content"][index].as_py(), settings))
-            for draw, index in smallest(found, reason, settings)
-        ]
+    written.samples.update(_samples(table, reasons, settings, seed))
     return written
 
 
-def _sample(reason: str | None, row: Mapping[str, Any], content: str, settings: CurateSettings) -> dict[str, Any]:
-    """What a person sees of a document; its beginning is redacted even where the corpus is not."""
-    if settings.redact is None:
-        content, _ = redact(content, RedactSettings())
-    shown = {name: row[name] for name in ("source", "repository", "path", "license", "size_bytes")}
-    return {"reason": reason, **shown, "excerpt": content[:EXCERPT_CHARACTERS]}
+def _origins(part: "pa.Table") -> dict[tuple[str | None, ...], int]:
+    """How many of these documents have which origin."""
+    found = part.group_by(list(ORIGIN)).aggregate([([], "count_all")])
+    origins = zip(*(found[name].to_pylist() for name in ORIGIN), strict=True)
+    return dict(zip(origins, found["count_all"].to_pylist(), strict=True))
+
+
+def _index(placement: Placement, here: npt.NDArray[np.bool_], bands: Hashes) -> bytes:
+    """The index of near duplicates of one split: all of its documents have passed."""
+    keys = bands[here[placement.passed]]
+    return to_index(range(len(keys)), [row.tobytes() for row in keys])
+
+
+def _samples(
+    table: "pa.Table", reasons: Reasons, settings: CurateSettings, seed: int
+) -> dict[str | None, list[Sample]]:
+    """The documents of this shard that may be shown, by reason."""
+    drawn: dict[str | None, list[tuple[float, int]]] = defaultdict(list)
+    names = zip(*(table[name].to_pylist() for name in ID), strict=True)
+    for index, (reason, name) in enumerate(zip(reasons, names, strict=True)):
+        drawn[reason].append((uniform(seed, "sample", document_id(*name)), index))
+    chosen = [(reason, *pair) for reason, found in drawn.items() for pair in smallest(found, reason, settings)]
+    rows = table.take(np.array([index for _, _, index in chosen], np.int64))
+    excerpts = [text[:LOOKED_AT_CHARACTERS] for text in rows["content"].to_pylist()]
+    if settings.redact is None:  # what a person sees is redacted even where the corpus is not
+        excerpts = [text for text, _ in redact_all(excerpts, RedactSettings())]
+    samples: dict[str | None, list[Sample]] = {reason: [] for reason in drawn}
+    for (reason, draw, _), row, text in zip(chosen, rows.select(SHOWN).to_pylist(), excerpts, strict=True):
+        samples[reason].append((draw, {"reason": reason, **row, "excerpt": text[:EXCERPT_CHARACTERS]}))
+    return samples
 
 
 def smallest(drawn: list[tuple[float, T]], reason: str | None, settings: CurateSettings) -> list[tuple[float, T]]:

@@ -8,7 +8,6 @@ from codeparrot.data_card import HTML, MARKDOWN, CardData, render_html, render_m
 from codeparrot.decontaminate import Problems
 from codeparrot.documents import origin_of
 from codeparrot.manifest import File
-from ray_jobs.curate_shard import Verdict
 from ray_jobs.near_duplicates import Near
 from ray_jobs.stage import Work
 
@@ -48,14 +47,17 @@ class Clusters:
         ]
 
 
-def contamination(verdicts: Iterable[Verdict], problems: Problems) -> dict[str, dict[str, int]]:
-    """By benchmark: documents that share text with it, how many of its problems they share it with, and all of them."""
+def contamination(shared: Iterable[Mapping[str, int]], problems: Problems) -> dict[str, dict[str, int]]:
+    """By benchmark: documents that share text with it, how many of its problems they share it with, and all of them.
+
+    `shared`: for each document that does, the problems.
+    """
     benchmark_of = dict(zip(problems.names, problems.benchmarks, strict=True))
     num_documents: Counter[str] = Counter()
     found: set[str] = set()
-    for verdict in verdicts:
-        num_documents.update({benchmark_of[name] for name in verdict.contamination})
-        found.update(verdict.contamination)
+    for names in shared:
+        num_documents.update({benchmark_of[name] for name in names})
+        found.update(names)
     touched, asked = Counter(benchmark_of[name] for name in found), Counter(problems.benchmarks)
     return {
         name: {"num_documents": num_documents[name], "num_problems_found": touched[name], "num_problems": asked[name]}

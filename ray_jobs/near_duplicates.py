@@ -16,7 +16,7 @@ import numpy as np
 from codeparrot.documents import document_id, from_parquet, origin_of, to_parquet
 from codeparrot.near_dedup import NearDedupSettings, Removal, components, near_duplicates
 from codeparrot.redact import redact_table
-from codeparrot.shingles import Hashes, distinct, shingles
+from codeparrot.shingles import Hashes, Indices, distinct, shingles
 from codeparrot.storage import open_storage
 from ray_jobs.cluster import spread
 from ray_jobs.near_index import Corpus, Places, Shard, places_of
@@ -67,7 +67,7 @@ class Near:
 
 def find(
     places: Places,
-    preference: Sequence[tuple[Any, ...]],
+    preference: Indices,
     ids: Sequence[str],
     *,
     corpus: Corpus,

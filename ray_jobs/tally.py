@@ -1,11 +1,17 @@
 """Counting documents and bytes: kept by what they are, rejected by reason, redacted by kind."""
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass, field
-from typing import Any
+from itertools import takewhile
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 from codeparrot.documents import size_classes
+
+if TYPE_CHECKING:
+    import pyarrow as pa
 
 Amount = dict[str, Counter[str]]
 
@@ -18,9 +24,15 @@ def _amount() -> Amount:
     return {"num_documents": Counter(), "size_bytes": Counter()}
 
 
-def _count(amount: Amount, key: str, size_bytes: int) -> None:
-    amount["num_documents"][key] += 1
-    amount["size_bytes"][key] += size_bytes
+def _count(amount: Amount, keys: "pa.ChunkedArray", sizes: "pa.ChunkedArray") -> None:
+    """Count documents by their keys."""
+    import pyarrow as pa
+
+    table = pa.table({"key": keys, "size": sizes}).group_by("key").aggregate([("size", "count"), ("size", "sum")])
+    for unit, column in (("num_documents", "size_count"), ("size_bytes", "size_sum")):
+        found = zip(table["key"].to_pylist(), table[column].to_pylist(), strict=True)
+        for key, count in found:
+            amount[unit][str(key or UNKNOWN)] += count
 
 
 @dataclass
@@ -46,16 +58,24 @@ class Tally:
         """Those that documents were kept from, in order."""
         return sorted(self.by["repository"]["num_documents"])
 
-    def keep(self, row: Mapping[str, Any]) -> None:
-        """Count a document that stays, given its columns."""
-        size_bytes = row["size_bytes"]
-        for name in COLUMNS:
-            _count(self.by[name], row[name] or UNKNOWN, size_bytes)
-        _count(self.by["size"], str(next(bound for bound in size_classes() if size_bytes <= bound)), size_bytes)
+    def keep(self, documents: "pa.Table") -> None:
+        """Count documents that stay."""
+        import pyarrow as pa
+        import pyarrow.compute as pc
 
-    def reject(self, reason: str, size_bytes: int) -> None:
-        """Count one that does not."""
-        _count(self.rejected, reason, size_bytes)
+        sizes = documents["size_bytes"]
+        for name in COLUMNS:
+            _count(self.by[name], documents[name], sizes)
+        largest = pc.max(sizes).as_py() or 0
+        smaller = [*takewhile(lambda bound: bound < largest, size_classes())]
+        classes = np.array([*smaller, next(bound for bound in size_classes() if bound >= largest)])
+        _count(self.by["size"], pa.chunked_array([classes[np.searchsorted(classes, sizes.to_numpy())]]), sizes)
+
+    def reject(self, reasons: Iterable[str], sizes: Iterable[int]) -> None:
+        """Count documents that do not, by reason, given the bytes of each."""
+        for reason, size_bytes in zip(reasons, sizes, strict=True):
+            self.rejected["num_documents"][reason] += 1
+            self.rejected["size_bytes"][reason] += size_bytes
 
     def add(self, other: "Tally") -> None:
         """Add another tally to this one."""

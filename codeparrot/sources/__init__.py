@@ -179,4 +179,5 @@ def _document(entry: Entry, data: bytes | str) -> Document | ReadReason:
     )
     if isinstance(document, ReadReason):
         return document
-    return replace(document, license=license_of_file(document.content, entry.license))
+    declared = license_of_file(document.content, entry.license)
+    return replace(document, license=declared, stars=entry.stars, updated=entry.updated)

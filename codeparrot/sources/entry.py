@@ -4,6 +4,7 @@ import os
 import stat
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Protocol
 
 from codeparrot.documents import ReadReason
@@ -51,6 +52,10 @@ class Entry:
     reader: Reader = FILES
     place: str = ""
     """What is read in one go has one place: a source's entries get into shards in the order of their places."""
+    stars: int | None = None
+    """Of its repository, if the source knows: no part of what it is, since they change every day."""
+    updated: datetime | None = None
+    """When its repository was last changed, if the source knows."""
 
     def identity(self) -> tuple[str | int | None, ...]:
         """What it is, wherever it lies: part of the fingerprint of the stage that reads it."""

@@ -31,11 +31,15 @@ class FetchedReader:
 
     def read(self, entries: Sequence[Entry], max_file_bytes: int) -> Iterator[bytes | ReadReason]:
         """Each file, in one pass over the archive; what is damaged is unreadable. Raises SourceError."""
-        path = self.archive.path()
-        try:
-            yield from contents(path, entries, max_file_bytes)
-        except OSError as error:
-            raise SourceError(f"source {self.source!r}: cannot read {path}: {error.strerror}") from error
+        for is_last in (False, False, True):
+            path = self.archive.path()
+            try:
+                yield from contents(path, entries, max_file_bytes)
+                return
+            except OSError as error:
+                if isinstance(error, FileNotFoundError) and not is_last:
+                    continue  # another process needed its room a moment ago
+                raise SourceError(f"source {self.source!r}: cannot read {path}: {error.strerror}") from error
 
 
 def files_of(where: str, path: Path, max_unpacked_bytes: int) -> dict[str, Member]:

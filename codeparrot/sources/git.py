@@ -18,6 +18,7 @@ import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 from typing import Literal
 
@@ -76,15 +77,15 @@ class GitSource:
         settings, repository = self.settings, self._repository()
         with _translated(settings.name, repository) as where:
             commit = repository.commit(settings.revision)
-            files = repository.files(commit)
+            files, date = repository.files(commit), repository.date(commit)
             changed = self._changed(repository, files)
         reader = GitReader(settings.name, repository, commit)
-        found = self._entries(reader, changed, settings.takes)
+        found = self._entries(reader, changed, date, settings.takes)
         if not found:
             since = f" and has changed since {settings.since}" if settings.since else ""
             which = ", ".join(settings.include)
             raise SourceError(f"{where} holds no file at {settings.revision} that matches {which}{since}")
-        return licensed(found, self._entries(reader, files, settings.asks))
+        return licensed(found, self._entries(reader, files, date, settings.asks))
 
     def _repository(self) -> Repository:
         url = self.settings.url
@@ -104,11 +105,13 @@ class GitSource:
         before = repository.files(repository.commit(self.settings.since))
         return {path: file for path, file in files.items() if before.get(path) != file}
 
-    def _entries(self, reader: "GitReader", files: dict[bytes, File], wanted: Callable[[str], bool]) -> list[Entry]:
+    def _entries(
+        self, reader: "GitReader", files: dict[bytes, File], date: datetime, wanted: Callable[[str], bool]
+    ) -> list[Entry]:
         paths = ((printable(path), file) for path, file in sorted(files.items()))
-        return [self._entry(reader, path, file) for path, file in paths if wanted(path)]
+        return [self._entry(reader, path, file, date) for path, file in paths if wanted(path)]
 
-    def _entry(self, reader: "GitReader", path: str, file: File) -> Entry:
+    def _entry(self, reader: "GitReader", path: str, file: File, date: datetime) -> Entry:
         if file.size_bytes is None:
             with _translated(reader.source, reader.repository):
                 raise GitError(f"the content of {path} is missing; fetch it, or ask git fsck what is damaged")
@@ -122,6 +125,7 @@ class GitSource:
             stamp=0,
             location=file.blob.encode(),
             reader=reader,
+            updated=date,
         )
 
 

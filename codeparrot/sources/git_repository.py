@@ -3,6 +3,7 @@
 import hashlib
 import re
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 
@@ -49,6 +50,14 @@ class Repository:
             if kind == b"blob" and mode.startswith(b"100"):
                 found[path] = File(blob.decode(), int(size) if size.isdigit() else None)
         return found
+
+    def date(self, commit: str) -> datetime:
+        """When a commit was made."""
+        shown = git("show", "--no-patch", "--no-show-signature", "--format=%ct", commit, folder=self.folder(commit))
+        try:
+            return datetime.fromtimestamp(int(shown), UTC)
+        except (ValueError, OverflowError, OSError) as error:
+            raise GitError(f"the commit {commit} has no date") from error
 
     def folder(self, commit: str) -> str:
         """Where git finds a commit on this node; if the repository is at a URL, the commit is fetched there first."""

@@ -2,8 +2,9 @@
 
 The revision of every document is the full hash of that commit: of the default branch, looked up anew by every run, or
 of the branch, tag or commit that is named. Its archive, as GitHub packs it, is fetched into the cache of every node
-that needs it (CODEPARROT_CACHE, folder `github`), checked, and read without being extracted. What was fetched before
-a run was ended is not fetched again. `.gitattributes` may leave files out of an archive; files in Git LFS are pointers.
+that needs it (CODEPARROT_CACHE, folder `github`), checked, and read without being extracted. What was fetched before a
+run was ended is not fetched again, unless others needed its room (CODEPARROT_CACHE_BYTES). `.gitattributes` may leave
+files out of an archive; files in Git LFS are pointers.
 
 The licence is the one that GitHub tells. Where it knows none, or a revision is named (it tells that of the default
 branch), licence files do. A renamed repository is called by its new name. One that cannot be had (gone, blocked,
@@ -167,6 +168,8 @@ class GitHubSource:
             stamp=0,
             location=b"",
             reader=FetchedReader(settings.name, tarball),
+            stars=repository.stars,
+            updated=repository.pushed,
         )
         found = offered(tarball.files(github), settings, like)
         if not found:

@@ -15,6 +15,7 @@ import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from enum import StrEnum
 from pathlib import Path
 from typing import Any
@@ -99,6 +100,7 @@ class Repository:
     """Of that branch, as SPDX; None if GitHub does not know it."""
     stars: int
     created: str
+    pushed: datetime | None
     is_fork: bool
     is_archived: bool
     is_disabled: bool
@@ -175,6 +177,7 @@ class GitHub:
                 license=spdx(str((found["license"] or {}).get("spdx_id"))),  # NOASSERTION is none
                 stars=int(found["stargazers_count"]),
                 created=str(found["created_at"]),
+                pushed=_time(found["pushed_at"]),
                 is_fork=bool(found["fork"]),
                 is_archived=bool(found["archived"]),
                 is_disabled=bool(found["disabled"]),
@@ -229,6 +232,11 @@ def limited(answer: Answer, num_waits: int) -> float | None:
     if answer.status == 429 or b"rate limit" in answer.body.lower():
         return SECONDARY_LIMIT_SECONDS * 2.0**num_waits
     return None
+
+
+def _time(text: str | None) -> datetime | None:
+    """A time as the API writes it; a repository to which nothing was pushed has none."""
+    return None if text is None else datetime.fromisoformat(text).astimezone(UTC)
 
 
 def _token(where: str) -> str | None:

@@ -1,9 +1,15 @@
-"""What a node keeps of places elsewhere, in its cache: clones, archives, answers. It is whole, or not there."""
+"""What a node keeps of places elsewhere, in its cache: clones, archives, answers. It is whole, or not there.
+
+Archives of one kind take at most CODEPARROT_CACHE_BYTES (50 GB unless it is set): those that were not used for longest
+make room for a new one, and are fetched again when they are needed. That is a matter of the machine and stands in no
+recipe, since what is collected does not depend on it. Clones of git have no limit.
+"""
 
 import os
 import shutil
+import stat
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from codeparrot.storage import alone, default_cache, make_private
@@ -13,6 +19,10 @@ TARBALLS = "github"
 SDISTS = "sdist"
 KINDS = (CLONES, TARBALLS, SDISTS)
 """Folders of a cache."""
+LIMIT = "CODEPARROT_CACHE_BYTES"
+DEFAULT_LIMIT_BYTES = 50_000_000_000
+BESIDE = (".lock", ".tmp", ".json")
+"""Ends of names of what is no archive: small, or not whole yet."""
 
 
 class CannotKeep(Exception):
@@ -22,7 +32,8 @@ class CannotKeep(Exception):
 def kept(kind: str, name: str, make: Callable[[Path], object]) -> Path:
     """The file or folder of this name; `make` makes it at the path that it gets, unless it is there already.
 
-    Of many processes of a node one makes it. Raises CannotKeep, and what `make` raises.
+    Of many processes of a node one makes it. A file may be gone a moment later, if others needed its room.
+    Raises CannotKeep, and what `make` raises.
     """
     with _private(kind) as folder, alone(folder / f"{name}.lock"):
         path, unfinished = folder / name, folder / f"{name}.tmp"
@@ -34,7 +45,32 @@ def kept(kind: str, name: str, make: Callable[[Path], object]) -> Path:
                 _remove(unfinished)
                 raise
             unfinished.rename(path)
+            _make_room(folder, path)
+        os.utime(path)
     return path
+
+
+def _make_room(folder: Path, new: Path) -> None:
+    """Remove the files that were not used for longest until all fit, or only the new one is left."""
+    limit, found = limit_bytes(), []
+    for path in folder.iterdir():
+        with suppress(FileNotFoundError):  # another process makes room too
+            status = path.stat()
+            if stat.S_ISREG(status.st_mode) and path.suffix not in BESIDE:
+                found.append((status.st_mtime_ns, status.st_size, path))
+    total = sum(size for _, size, _ in found)
+    for _, size, path in sorted(found):
+        if total > limit and path != new:
+            path.unlink(missing_ok=True)
+            total -= size
+
+
+def limit_bytes() -> int:
+    """How much the archives of one kind may take. Raises CannotKeep."""
+    text = os.environ.get(LIMIT) or str(DEFAULT_LIMIT_BYTES)
+    if not text.isdecimal():
+        raise CannotKeep(f"CODEPARROT_CACHE_BYTES is a number of bytes such as 50000000000, not {text!r}")
+    return int(text)
 
 
 def remember(kind: str, name: str, data: bytes) -> None:

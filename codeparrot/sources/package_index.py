@@ -1,8 +1,8 @@
 """A Python package index, asked by its JSON API (PEP 691) for source distributions.
 
-Which index: what the source's settings say, else PIP_INDEX_URL, UV_DEFAULT_INDEX or UV_INDEX_URL of the environment, on
-every node that collects. A user name and password in the environment's URL go to the index's own origin and nowhere
-else.
+Which index: what the source's settings say, else PIP_INDEX_URL, UV_DEFAULT_INDEX or UV_INDEX_URL of the environment,
+else the file that PIP_INDEX_URL_FILE names, on every node that collects. A user name and password in such a URL go to
+the index's own origin and nowhere else.
 """
 
 import base64
@@ -102,12 +102,9 @@ class PackageIndex:
 
     def _place(self, url: str | None) -> tuple[str, Credentials | None]:
         """The URL without what lets us in, and that."""
-        name = next((name for name in ENVIRONMENT if os.environ.get(name)), None)
-        if url is None and name is None:
-            raise self.error(f"no package index is named; set index_url, or {ENVIRONMENT[0]} in the environment")
-        where = "index_url" if url is not None else name
+        where, text = ("index_url", url) if url is not None else self._of_environment()
         try:
-            parts = urlsplit(url or os.environ[str(name)])
+            parts = urlsplit(text)
             plain = urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path.rstrip("/"), "", ""))
             origin = origin_of(plain)
         except ValueError:
@@ -118,6 +115,20 @@ class PackageIndex:
             raise self.error(f"{where} has a password that would be sent unencrypted; use https")
         user = ":".join(map(unquote, (parts.username or "", parts.password or "")))
         return plain, Credentials(origin, f"Basic {base64.b64encode(user.encode()).decode()}")
+
+    def _of_environment(self) -> tuple[str, str]:
+        """(where the URL stands, the URL)."""
+        for name in ENVIRONMENT:
+            if os.environ.get(name):
+                return name, os.environ[name]
+        file = os.environ.get("PIP_INDEX_URL_FILE")
+        if not file:
+            raise self.error(f"no package index is named; set index_url, or {ENVIRONMENT[0]} in the environment")
+        try:
+            return "what the file of PIP_INDEX_URL_FILE holds", Path(file).read_text("ascii").strip()
+        except (OSError, ValueError) as error:
+            reason = error.strerror if isinstance(error, OSError) else "it is no text"
+            raise self.error(f"cannot read the file that PIP_INDEX_URL_FILE names: {reason}") from None
 
     def _all(self, name: str) -> list[Found]:
         """All source distributions of this name."""

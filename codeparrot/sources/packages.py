@@ -5,11 +5,13 @@ hundreds of megabytes that needs no network. Files come from each distribution's
 after the installation (caches, editable trees) is no part of it.
 """
 
+import csv
 import os
 import re
 from collections.abc import Iterator, Sequence
 from email.message import Message
 from importlib.metadata import Distribution, distributions
+from pathlib import PurePosixPath
 from typing import Literal, cast
 
 from pydantic import Field
@@ -67,14 +69,14 @@ class PackagesSource:
     def _entries(self, name: str, distribution: Distribution) -> Iterator[Entry]:
         metadata = cast("Message", distribution.metadata)  # parsed anew at every access, so only once
         spdx, version = license_from_metadata(metadata), metadata["Version"]
-        for file in distribution.files or ():
-            path = file.as_posix()
+        folder = str(distribution.locate_file(""))
+        for path, listed in _files(distribution):
             if path.startswith("../") or not matches(path, self.settings.include):
                 continue
             if matches(path, self.settings.exclude):
                 continue
-            location = os.fsencode(str(distribution.locate_file(file)))
-            size = file.size if file.size is not None else _size(location)
+            location = os.fsencode(os.path.join(folder, path))
+            size = listed if listed is not None else _size(location)
             if size is not None:
                 yield Entry(
                     source=self.settings.name,
@@ -86,6 +88,17 @@ class PackagesSource:
                     stamp=0,  # the version says it; installation times differ between machines
                     location=location,
                 )
+
+
+def _files(distribution: Distribution) -> Iterator[tuple[str, int | None]]:
+    """Path and size of every file. RECORD is read here, since a path object for each takes five times as long."""
+    record = distribution.read_text("RECORD")
+    if not record:
+        yield from ((file.as_posix(), file.size) for file in distribution.files or ())
+        return
+    for path, *about in csv.reader(record.splitlines()):
+        size = about[1] if len(about) > 1 else ""
+        yield PurePosixPath(path).as_posix() if "./" in path or "//" in path else path, int(size) if size else None
 
 
 def normalise(name: str) -> str:

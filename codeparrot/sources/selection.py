@@ -1,6 +1,8 @@
 """Which files of a folder, a repository or an archive a source offers: settings that these kinds share."""
 
-from fnmatch import fnmatchcase
+import re
+from fnmatch import translate
+from functools import lru_cache
 
 from pydantic import Field, field_validator
 
@@ -47,5 +49,11 @@ class SelectionSettings(Settings):
 
 def matches(path: str, patterns: tuple[str, ...]) -> bool:
     """Whether the path, or its last part, matches one of the globs (`*` also crosses `/`)."""
-    name = path.rsplit("/", 1)[-1]
-    return any(fnmatchcase(path, pattern) or fnmatchcase(name, pattern) for pattern in patterns)
+    expression = _expression(patterns)
+    return expression.match(path) is not None or expression.match(path.rsplit("/", 1)[-1]) is not None
+
+
+@lru_cache(maxsize=64)
+def _expression(patterns: tuple[str, ...]) -> re.Pattern[str]:
+    """One that matches what any of the globs does; without globs, nothing."""
+    return re.compile("|".join(map(translate, patterns)) or r"(?!)")

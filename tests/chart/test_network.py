@@ -31,6 +31,7 @@ OUTSIDE = (
     Peer("DNS", "kube-system"),
     Peer("API server", address="10.96.0.1"),
     Peer("external store", address="203.0.113.7"),
+    Peer("code hosts", address="198.51.100.7"),
     Peer("a pod beside", NAMESPACE),
     Peer("the same labels elsewhere", "other", {"app.kubernetes.io/instance": "tiny"}),
 )
@@ -145,14 +146,15 @@ def expected(when: Sequence[str], objects: Sequence[Object]) -> set[tuple[str, s
 @pytest.mark.parametrize("autoscaling", ["true", "false"])
 @pytest.mark.parametrize("mode", ["embedded", "external"])
 def test_who_may_reach_what_is_what_the_document_says(mode: str, autoscaling: str) -> None:
-    # The API server and an external store get addresses of their own here, so that each is seen apart.
+    # The API server, an external store and code hosts get addresses of their own here, so that each is seen apart.
     apart = (
         "networkPolicy.kubernetesApi.cidrs={10.96.0.1/32}",
         "storage.external.cidrs={203.0.113.0/24}",
+        "sources.cidrs={198.51.100.0/24}",
         f"autoscaling.enabled={autoscaling}",
     )
     objects = render(*EVERYTHING, *apart, *(EXTERNAL if mode == "external" else ()))
-    when = (f"storage.mode: {mode}", "serve.allowedNamespaces")
+    when = (f"storage.mode: {mode}", "serve.allowedNamespaces", "sources.cidrs")
     found = computed(objects)
     assert found == expected(when, objects)
     assert ("training", "training", "all") in found
@@ -161,6 +163,11 @@ def test_who_may_reach_what_is_what_the_document_says(mode: str, autoscaling: st
 def test_serving_is_closed_unless_namespaces_are_named() -> None:
     objects = render(*EVERYTHING, "serve.allowedNamespaces=null")
     assert not [row for row in computed(objects) if row[0] == "clients"]
+
+
+def test_nobody_reaches_code_hosts_unless_their_addresses_are_named() -> None:
+    objects = render(*EVERYTHING, "networkPolicy.kubernetesApi.cidrs={10.96.0.1/32}")
+    assert not [row for row in computed(objects) if row[1] == "code hosts"]
 
 
 def test_two_releases_do_not_reach_each_other() -> None:

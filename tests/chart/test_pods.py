@@ -99,6 +99,25 @@ def test_no_secret_stands_in_an_environment(everyone: list[Pod]) -> None:
             assert not {"AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN"} & set(environment)
 
 
+def test_what_sources_ask_for_becomes_files_of_the_pods_that_collect() -> None:
+    keys = "sources.keys={GITHUB_TOKEN,PIP_INDEX_URL}"
+    for pod in pods(render(*EVERYTHING, "sources.existingSecret=mine", keys)):
+        (main,) = pod.spec["containers"][:1]
+        environment = {variable["name"]: variable["value"] for variable in main.get("env", [])}
+        mounts = {mount["name"]: mount["mountPath"] for mount in main.get("volumeMounts", [])}
+        volumes = {volume["name"]: volume for volume in pod.spec.get("volumes", [])}
+        if pod.component not in ("head", "training", "data"):
+            assert "sources-credentials" not in {*mounts, *volumes}, pod.owner
+            assert "GITHUB_TOKEN_FILE" not in environment, pod.owner
+            continue
+        secret = volumes["sources-credentials"]["secret"]
+        assert secret["secretName"] == "mine"
+        folder = mounts["sources-credentials"]
+        for item in secret["items"]:
+            assert environment[f"{item['key']}_FILE"] == f"{folder}/{item['path']}", pod.owner
+        assert [item["key"] for item in secret["items"]] == ["GITHUB_TOKEN", "PIP_INDEX_URL"]
+
+
 def test_all_containers_run_the_one_image(everyone: list[Pod]) -> None:
     assert len({container["image"] for pod in everyone for container in pod.containers}) == 1
 

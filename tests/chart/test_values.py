@@ -171,6 +171,8 @@ def test_the_page_lists_no_key_that_does_not_exist() -> None:
             ["storage.external.ports", "port 9000"],
         ),
         (("serve.enabled=true",), ["serve.applications"]),
+        (("sources.keys={AWS_SECRET_ACCESS_KEY}",), ["/sources/keys/0", "GITHUB_TOKEN"]),
+        (("sources.cidrs={github.com}",), ["/sources/cidrs/0"]),
     ],
 )
 def test_what_is_wrong_is_refused_with_its_name(settings: tuple[str, ...], words: list[str]) -> None:

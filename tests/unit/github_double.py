@@ -35,6 +35,7 @@ class Repo:
     language: str = "Python"
     stars: int = 0
     created: str = "2020-01-01T00:00:00Z"
+    pushed: str | None = "2024-05-06T07:08:09Z"
     fork: bool = False
     archived: bool = False
     disabled: bool = False
@@ -54,6 +55,7 @@ class Repo:
             "private": False,
             "fork": self.fork,
             "created_at": self.created,
+            "pushed_at": self.pushed,
             "stargazers_count": self.stars,
             "language": self.language,
             "archived": self.archived,

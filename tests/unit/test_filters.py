@@ -13,6 +13,7 @@ from codeparrot.filters import (
     LicenseSettings,
     alphanumeric_fraction,
     comment_fraction,
+    has_statement,
     num_assignments,
     reject,
     reject_license,
@@ -363,3 +364,25 @@ def test_thresholds_that_would_do_nothing_are_refused(by_language: dict[str, Any
 def test_a_wrong_threshold_of_a_language_names_its_place() -> None:
     with pytest.raises(ConfigError, match=r"by_language\.Python\.max_line_lenght: unknown key"):
         validate(FilterSettings, {"by_language": {"Python": {"max_line_lenght": 5}}}, "recipe")
+
+
+@given(st.lists(st.sampled_from(["=", "<", ">", "!", "a", " ", "\n", "+"]), max_size=12).map("".join))
+def test_an_assignment_is_an_equals_sign_that_is_no_part_of_a_comparison(text: str) -> None:
+    padded = f"  {text} "
+    expected = sum(
+        padded[place] == "="
+        and padded[place + 1] != "="
+        and (padded[place - 1] not in "=!<>" or padded[place - 2 : place] in ("<<", ">>"))
+        for place in range(2, len(padded) - 1)
+    )
+    assert num_assignments(text, 100) == expected
+
+
+@given(
+    st.lists(st.sampled_from(["def", "class", "for", "while", "un", "_", " ", "\n", "(", "\u00e9"]), max_size=8).map(
+        "".join
+    )
+)
+def test_a_statement_begins_with_a_word_of_its_own(text: str) -> None:
+    words = "".join(letter if letter.isalnum() or letter == "_" else " " for letter in text).split()
+    assert has_statement(text) is not {"def", "class", "for", "while"}.isdisjoint(words)

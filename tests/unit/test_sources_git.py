@@ -3,6 +3,7 @@ import shutil
 import stat
 import tempfile
 from dataclasses import replace
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +47,12 @@ def test_a_commit_becomes_documents_with_its_full_hash(tmp_path: Path) -> None:
             ("project", "a.py", "a = 1\n", newest, "MIT"),
             ("project", "deep/er/b.py", "x = 1\n", newest, "MIT"),
         }
+
+
+def test_documents_have_the_date_of_their_commit(tmp_path: Path) -> None:
+    commit(tmp_path / "r", {b"a.py": X})
+    for url in urls(tmp_path / "r"):
+        assert [entry.updated for entry in entries_of(url)] == [datetime(2020, 1, 1, tzinfo=UTC)]
 
 
 def test_what_is_checked_out_does_not_matter(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@ import logging
 import pickle
 import re
 from collections.abc import Iterator
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -53,6 +54,13 @@ def test_a_repository_becomes_documents_with_its_commit_and_licence(hub: GitHubD
         ("org/one", "a.py", "a = 1\n", hub.repos["org/one"].commit, "MIT", "github"),
         ("org/one", "deep/er/b.py", "x = 1\n", hub.repos["org/one"].commit, "MIT", "github"),
     }
+
+
+def test_documents_have_the_stars_of_their_repository_and_the_date_of_its_last_push(hub: GitHubDouble) -> None:
+    hub.add("org/one", stars=7)
+    hub.add("org/two", pushed=None)
+    found = read(hub.entries(repositories=["org/one", "org/two"]), LIMIT).documents
+    assert [(each.stars, each.updated) for each in found] == [(7, datetime(2024, 5, 6, 7, 8, 9, tzinfo=UTC)), (0, None)]
 
 
 def test_include_exclude_and_folders_of_others_are_as_in_a_folder(hub: GitHubDouble) -> None:
@@ -327,10 +335,24 @@ def test_another_node_fetches_the_commit_that_was_listed(
         read(found, LIMIT)
 
 
+def test_what_does_not_fit_in_the_cache_is_fetched_again(
+    hub: GitHubDouble, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CODEPARROT_CACHE_BYTES", "1")
+    hub.add("org/one", "org/two")
+    assert documents(hub, repositories=["org/one", "org/two"]) == {
+        (f"org/{name}", "a.py", "MIT") for name in ("one", "two")
+    }
+    assert len(tarballs(cache)) == 1
+    assert len(hub.fetched) == 4
+
+
 def test_what_does_not_belong_to_the_fingerprint_does_not_change_it(hub: GitHubDouble) -> None:
     hub.add("org/one")
     (entry,) = hub.entries(repositories=["org/one"])
     assert entry.identity() == ("github", "org/one", "a.py", hub.repos["org/one"].commit, "MIT", 6, 0)
+    hub.repos["org/one"].stars, hub.repos["org/one"].pushed = 99, "2030-01-01T00:00:00Z"
+    assert entry.identity() == hub.entries(repositories=["org/one"])[0].identity()
 
 
 def test_progress_is_told(hub: GitHubDouble, caplog: pytest.LogCaptureFixture) -> None:

@@ -86,7 +86,7 @@ def package_index(folder: Path) -> Iterator[IndexDouble]:
 
 @pytest.fixture(autouse=True)
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    for name in ("PIP_INDEX_URL", "UV_INDEX_URL", "UV_DEFAULT_INDEX"):
+    for name in ("PIP_INDEX_URL", "PIP_INDEX_URL_FILE", "UV_INDEX_URL", "UV_DEFAULT_INDEX"):
         monkeypatch.delenv(name, raising=False)
     for name in ("http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY"):
         monkeypatch.delenv(name, raising=False)
@@ -237,6 +237,18 @@ def test_the_index_is_that_of_the_settings_or_of_the_environment(
         monkeypatch.setenv("PIP_INDEX_URL", wrong)
         assert len(index.entries("p")) == 1
         assert failure(index, "p", index_url=None) == "source 'sdist': PIP_INDEX_URL is no http or https URL"
+
+
+def test_the_index_may_stand_in_a_file(index: IndexDouble, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    index.add("p-1.0.tar.gz")
+    monkeypatch.setenv("PIP_INDEX_URL_FILE", str(tmp_path / "url"))
+    reason = "cannot read the file that PIP_INDEX_URL_FILE names: No such file or directory"
+    assert failure(index, "p", index_url=None) == f"source 'sdist': {reason}"
+    (tmp_path / "url").write_text(f"{index.url}/simple\n")
+    assert len(index.entries("p", index_url=None)) == 1
+    (tmp_path / "url").write_text("nonsense")
+    message = "what the file of PIP_INDEX_URL_FILE holds is no http or https URL"
+    assert failure(index, "p", index_url=None) == f"source 'sdist': {message}"
 
 
 def test_a_password_goes_to_the_index_and_nowhere_else(

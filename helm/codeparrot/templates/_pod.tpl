@@ -61,6 +61,7 @@ spec:
         - {name: shm, mountPath: /dev/shm}
         {{- include "codeparrot.token.mount" .root | nindent 8 }}
         {{- include "codeparrot.store.mount" .root | nindent 8 }}
+        {{- include "codeparrot.sources.mount" . | nindent 8 }}
         {{- if $head }}
         - {name: recipe, mountPath: /etc/codeparrot/recipe, readOnly: true}
         {{- end }}
@@ -77,6 +78,7 @@ spec:
       emptyDir: {medium: Memory, sizeLimit: {{ $values.shmSize }}}
     {{- include "codeparrot.token.volume" .root | nindent 4 }}
     {{- include "codeparrot.store.volume" .root | nindent 4 }}
+    {{- include "codeparrot.sources.volume" . | nindent 4 }}
     {{- if $head }}
     - name: recipe
       configMap:
@@ -149,6 +151,7 @@ tolerations:
 {{- define "codeparrot.pod.env" -}}
 {{- include "codeparrot.token.env" .root }}
 {{ include "codeparrot.store.env" .root }}
+{{- include "codeparrot.sources.env" . }}
 # The head would wait in vain: actors of Ray's own live on it for as long as the cluster does.
 - name: RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S
   value: {{ ternary 0 .root.Values.preemption.drainTimeoutSeconds (eq .group "head") | quote }}
