@@ -7,11 +7,9 @@ each that passes; the driver then knows which of the duplicates stays, near ones
 
 import logging
 from collections import Counter, defaultdict
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
-
-import numpy as np
 
 from codeparrot.config import Recipe
 from codeparrot.decontaminate import Problems, read_benchmarks
@@ -36,7 +34,7 @@ from ray_jobs.curate_shard import (
 )
 from ray_jobs.data_card import Clusters, contamination, write_card
 from ray_jobs.near_duplicates import Near
-from ray_jobs.near_index import Corpus, Places, Shard, earlier
+from ray_jobs.near_index import KEYS, Corpus, Shard, earlier
 from ray_jobs.progress import size
 from ray_jobs.stage import Output, Stage, Work, main, stage_settings
 from ray_jobs.tally import Redacted, Tally
@@ -52,7 +50,13 @@ def run(work: Work) -> Output:
     raw, settings, seed = work.inputs["raw"], work.recipe.curate, work.recipe.seed
     names = raw.names("part-")
     judge = partial(
-        judge_shard, uri=work.storage.uri, raw=raw, settings=settings, seed=seed, problems=work.plan.problems
+        judge_shard,
+        uri=work.storage.uri,
+        folder=work.attempt.folder,
+        raw=raw,
+        settings=settings,
+        seed=seed,
+        problems=work.plan.problems,
     )
     verdicts = spread("curate: judge", names, judge)
     reasons, duplicates = _duplicates(work, names, verdicts)
@@ -132,25 +136,17 @@ def _duplicates(work: Work, names: list[str], verdicts: list[list[Verdict]]) -> 
         exact = [Near(passed[twin], stays[flat[passed[twin]].key], None, 1.0) for twin in twins]
     if settings.near_dedup is None:
         return reasons, Duplicates(exact, [], {})
-    passed = passing(reasons)
-    sizes = [len(shard) for shard in verdicts]
-    owners = np.repeat(np.arange(len(names)), sizes)
-    rows = np.concatenate([np.arange(num_documents) for num_documents in sizes])
-    bands = b"".join(flat[index].bands for index in passed)
-    found, counts = near_duplicates.find(
-        Places(
-            tuple(Shard(0, name) for name in names),
-            owners[passed],
-            rows[passed],
-            np.frombuffer(bands, np.uint64).reshape(len(passed), settings.near_dedup.num_bands),
-        ),
-        [flat[index].preference for index in passed],
-        [flat[index].document for index in passed],
+    folder = work.attempt.folder
+    near, counts = near_duplicates.find(
+        [Shard(0, name, f"{folder}/{KEYS}{name}", len(shard)) for name, shard in zip(names, verdicts, strict=True)],
+        passing(reasons),
+        [verdict.preference for verdict in flat],
+        [verdict.document for verdict in flat],
         corpus=Corpus(work.storage.uri, work.inputs["raw"], settings.redact),
         against=work.plan.against,
         settings=settings.near_dedup,
+        folder=folder,
     )
-    near = [replace(removal, index=passed[removal.index]) for removal in found]
     for removal in near:
         reasons[removal.index] = NEAR_DUPLICATE
     return reasons, Duplicates(exact, near, counts)
@@ -179,8 +175,7 @@ def _decide(
     placements, start = [], 0
     for index, (name, shard) in enumerate(zip(names, verdicts, strict=True)):
         stop = start + len(shard)
-        bands = [verdict.bands for verdict in shard]
-        placements.append(Placement(name, index, reasons[start:stop], splits[start:stop], bands))
+        placements.append(Placement(name, index, reasons[start:stop], splits[start:stop]))
         start = stop
     return placements
 

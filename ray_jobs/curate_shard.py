@@ -11,6 +11,8 @@ from functools import partial
 from operator import itemgetter
 from typing import Any, TypeVar
 
+import numpy as np
+
 from codeparrot.decontaminate import Problems
 from codeparrot.dedup import content_key
 from codeparrot.documents import Document, document_id, from_parquet, to_parquet
@@ -22,7 +24,7 @@ from codeparrot.redact import RedactSettings, redact, redact_table
 from codeparrot.splits import SPLITS, CurateSettings
 from codeparrot.storage import open_storage
 from codeparrot.tokenizer import gpt2_encoder
-from ray_jobs.near_index import PREFIX, to_index
+from ray_jobs.near_index import KEYS, PREFIX, from_index, to_index
 from ray_jobs.tally import Redacted, Tally
 
 T = TypeVar("T")
@@ -46,8 +48,6 @@ class Verdict:
     key: bytes
     contamination: dict[str, int]
     """How many runs of words it shares with which problems of benchmarks."""
-    bands: bytes
-    """`num_bands` keys of 8 bytes, if near duplicates are looked for and the document passed."""
 
 
 @dataclass(frozen=True)
@@ -58,8 +58,6 @@ class Placement:
     index: int
     reasons: list[str | None]
     splits: list[str]
-    bands: list[bytes]
-    """The keys of every document, for the index of near duplicates; empty ones if it has none."""
 
 
 Sample = tuple[float, dict[str, Any]]
@@ -67,10 +65,18 @@ Sample = tuple[float, dict[str, Any]]
 
 
 def judge_shard(
-    name: str, *, uri: str, raw: Manifest, settings: CurateSettings, seed: int, problems: Problems | None
+    name: str,
+    *,
+    uri: str,
+    folder: str,
+    raw: Manifest,
+    settings: CurateSettings,
+    seed: int,
+    problems: Problems | None,
 ) -> list[Verdict]:
-    """The first pass over one shard: every document on its own."""
-    table, _ = redact_table(from_parquet(raw.read(open_storage(uri), name)), settings.redact)
+    """The first pass over one shard: every document on its own. Keys for near duplicates go to the attempt's folder."""
+    storage = open_storage(uri)
+    table, _ = redact_table(from_parquet(raw.read(storage, name)), settings.redact)
     documents = [Document(**row) for row in table.to_pylist()]
     languages = {document.language for document in documents}
     needed = any(settings.filters.of(language).min_characters_per_token is not None for language in languages)
@@ -86,12 +92,11 @@ def judge_shard(
         for index, shared in zip(passed, problems.shared([documents[i].content for i in passed]), strict=True):
             contamination[index] = shared
             reasons[index] = CONTAMINATED if shared else None
-    bands = [b""] * len(documents)
     if settings.near_dedup is not None:
         passed = passing(reasons)
-        keys = band_keys([documents[index].content for index in passed], settings.near_dedup)
-        for index, row in zip(passed, keys, strict=True):
-            bands[index] = row.tobytes()
+        keys = np.zeros((len(documents), settings.near_dedup.num_bands), np.uint64)
+        keys[passed] = band_keys([documents[index].content for index in passed], settings.near_dedup)
+        storage.write(f"{folder}/{KEYS}{name}", to_index(keys))
     return [
         Verdict(
             repository=document.repository,
@@ -100,9 +105,8 @@ def judge_shard(
             preference=(document.license is None, document.id),
             key=content_key(document.content),
             contamination=shared,
-            bands=own,
         )
-        for document, reason, shared, own in zip(documents, reasons, contamination, bands, strict=True)
+        for document, reason, shared in zip(documents, reasons, contamination, strict=True)
     ]
 
 
@@ -157,11 +161,9 @@ def write_shard(
         if part.num_rows:
             name = f"{split}/part-{placement.index:05d}.parquet"
             written.files.append(write_file(storage, folder, name, to_parquet(part)))
-            bands = [own for own, is_here in zip(placement.bands, here, strict=True) if is_here]
-            signed = [row for row, own in enumerate(bands) if own]
             if settings.near_dedup is not None:
-                data = to_index(signed, [bands[row] for row in signed])
-                written.files.append(write_file(storage, folder, f"{PREFIX}{name}", data))
+                keys = from_index(storage.read(f"{folder}/{KEYS}{placement.name}"), len(here))
+                written.files.append(write_file(storage, folder, f"{PREFIX}{name}", to_index(keys[here])))
     for reason, found in drawn.items():
         written.samples[reason] = [
             (draw, _sample(reason, rows[index], table["content"][index].as_py(), settings))

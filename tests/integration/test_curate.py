@@ -208,7 +208,7 @@ def test_what_is_near_to_an_earlier_corpus_goes_and_that_corpus_stays(machine: M
 
     for against, values, message in (
         (machine.values["storage"]["uri"], {}, "is storage.uri itself"),
-        (earlier, {"shingle_words": 4}, "'shingle_words': 5, 'version': 1}, not {"),
+        (earlier, {"shingle_words": 4}, "'shingle_words': 5, 'version': 2}, not {"),
         (str(machine.folder / "nothing"), {}, "run `python -m ray_jobs.curate`"),
     ):
         machine.values["curate"]["near_dedup"] = {"against": [against], **values}

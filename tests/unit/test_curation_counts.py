@@ -101,7 +101,7 @@ def test_contamination_is_counted_by_benchmark() -> None:
     problems = Problems(("a/0", "a/1", "b/0"), ("a.jsonl", "a.jsonl", "b.jsonl"), nothing, nothing.astype(np.int64), 13)
 
     def verdict(shared: Counter[str]) -> Verdict:
-        return Verdict("repository", "id", None, (), b"", dict(shared), b"")
+        return Verdict("repository", "id", None, (), b"", dict(shared))
 
     verdicts = [verdict(Counter({"a/0": 3, "a/1": 1})), verdict(Counter({"a/0": 1})), verdict(Counter())]
     assert contamination(verdicts, problems) == {
@@ -148,7 +148,7 @@ def chosen(storage: LocalStorage, shard_documents: int, **values: object) -> dic
     for index, (file, shard) in enumerate(zip(files, shards, strict=True)):
         start = index * shard_documents
         reasons = ["long_line" if number % 3 == 0 else None for number in range(start, start + len(shard))]
-        placement = Placement(file.name, index, reasons, ["train"] * len(shard), [b""] * len(shard))
+        placement = Placement(file.name, index, reasons, ["train"] * len(shard))
         written = write_shard(placement, uri=storage.uri, folder="curated", raw=raw, settings=settings, seed=1)
         assert written.tallies["train"].num_documents == reasons.count(None)
         for reason, samples in written.samples.items():
