@@ -4,7 +4,8 @@ A document is the set of its shingles: `shingle_words` consecutive words, as 64-
 of their MinHash signatures are candidates. In the order of preference, each candidate is compared with those that were
 kept before it: it goes if its similarity to one of them reaches the threshold, and is kept otherwise. So whatever goes
 has a kept document that is as similar as was asked for (in a chain A~B~C whose ends differ, B goes and C stays), the
-result does not depend on the order in which documents come, and a thousand copies cost a thousand comparisons.
+result does not depend on the order in which documents come, and a thousand copies cost a thousand comparisons. A crowd
+that is alike, but not alike enough, costs at most `max_rivals` for each; whom that leaves out is counted.
 
 Signatures: one-permutation hashing (Li, Owen, Zhang 2012) with optimal densification (Shrivastava 2017): one hash per
 shingle instead of one per shingle and permutation, with the same expectation. Bands: Leskovec, Rajaraman, Ullman,

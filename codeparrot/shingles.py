@@ -1,8 +1,8 @@
 """Shingles: the runs of consecutive words in a text, as 64-bit hashes, without a loop over characters or words.
 
 A word is a run of letters, digits, underscores and characters beyond ASCII. Its bytes are hashed eight at a time, for
-all words of a chunk at once, so that neither a character nor a word passes through Python; words of at most eight bytes
-never collide. Equal runs have equal hashes, wherever they stand and in every process.
+all words of a chunk of texts at once, so that neither a character nor a word passes through Python; words of at most
+eight bytes never collide. Equal runs have equal hashes, wherever they stand and in every process.
 """
 
 import itertools
@@ -24,6 +24,7 @@ IS_WORD = bytes(WORD.fullmatch(bytes([byte])) is not None for byte in range(256)
 """1 for every byte of words, else 0."""
 CHUNK_BYTES = 250_000
 """Text whose words are hashed at once: so much that the arrays stay in a cache of the processor."""
+CHUNK_DOCUMENTS = 1000
 LANE = 8
 """Bytes that are hashed at once."""
 LANE_MASKS = np.array([(1 << 8 * size) - 1 for size in range(LANE + 1)], np.uint64)
@@ -42,7 +43,7 @@ def chunks(texts: Texts) -> Iterator[list[bytes]]:
     for text in texts:
         chunk.append(text.encode() if isinstance(text, str) else text)
         size += len(chunk[-1])
-        if size >= CHUNK_BYTES:
+        if size >= CHUNK_BYTES or len(chunk) == CHUNK_DOCUMENTS:
             yield chunk
             chunk, size = [], 0
     if chunk:

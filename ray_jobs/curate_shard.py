@@ -24,7 +24,7 @@ from codeparrot.redact import RedactSettings, redact, redact_table
 from codeparrot.splits import SPLITS, CurateSettings
 from codeparrot.storage import open_storage
 from codeparrot.tokenizer import gpt2_encoder
-from ray_jobs.near_index import KEYS, PREFIX, from_index, to_index
+from ray_jobs.near_index import KEYS, from_index, index_of, to_index
 from ray_jobs.tally import Redacted, Tally
 
 T = TypeVar("T")
@@ -163,7 +163,7 @@ def write_shard(
             written.files.append(write_file(storage, folder, name, to_parquet(part)))
             if settings.near_dedup is not None:
                 keys = from_index(storage.read(f"{folder}/{KEYS}{placement.name}"), len(here))
-                written.files.append(write_file(storage, folder, f"{PREFIX}{name}", to_index(keys[here])))
+                written.files.append(write_file(storage, folder, index_of(name), to_index(keys[here])))
     for reason, found in drawn.items():
         written.samples[reason] = [
             (draw, _sample(reason, rows[index], table["content"][index].as_py(), settings))

@@ -21,6 +21,7 @@ from codeparrot.storage import Storage, open_storage, sha256_hex
 
 PREFIX = "index/"
 KEYS = "keys/"
+PARQUET, SUFFIX = ".parquet", ".keys"
 KEY_BYTES = 8
 
 
@@ -52,6 +53,11 @@ class Shard:
     def all_bands(self, storage: Storage) -> Hashes:
         """The keys of its documents: (num_documents, num_bands)."""
         return from_index(storage.read(self.keys), self.num_documents)
+
+
+def index_of(name: str) -> str:
+    """The name of the index of a shard of documents that are kept."""
+    return f"{PREFIX}{name.removesuffix(PARQUET)}{SUFFIX}"
 
 
 def to_index(keys: Hashes) -> bytes:
@@ -95,5 +101,6 @@ def shards_of(corpora: Sequence[Corpus], num_bands: int) -> list[Shard]:
         storage = open_storage(corpus.uri)
         for name in corpus.manifest.names(PREFIX):
             num_documents = len(corpus.manifest.read(storage, name)) // (KEY_BYTES * num_bands)
-            shards.append(Shard(number, name.removeprefix(PREFIX), corpus.manifest.path(name), num_documents))
+            shard = f"{name.removeprefix(PREFIX).removesuffix(SUFFIX)}{PARQUET}"
+            shards.append(Shard(number, shard, corpus.manifest.path(name), num_documents))
     return shards

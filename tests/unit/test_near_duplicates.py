@@ -16,7 +16,7 @@ from codeparrot.near_dedup import NearDedupSettings, band_keys, components, grou
 from codeparrot.shingles import Hashes
 from codeparrot.storage import LocalStorage
 from ray_jobs import near_duplicates
-from ray_jobs.near_index import KEYS, PREFIX, Corpus, Shard, from_index, shards_of, to_index
+from ray_jobs.near_index import KEYS, Corpus, Shard, from_index, index_of, shards_of, to_index
 
 SETTINGS = NearDedupSettings(min_words=6)
 
@@ -61,7 +61,7 @@ def stored(storage: LocalStorage, documents: Sequence[Document], size: int, pref
         name, shard = f"part-{number:05d}.parquet", documents[start : start + size]
         files.append(attempt.write(name, to_parquet(to_table(shard))))
         keys = to_index(band_keys([document.content for document in shard], SETTINGS))
-        files.append(attempt.write(f"{PREFIX}{name}", keys))
+        files.append(attempt.write(index_of(name), keys))
         attempt.write(f"{KEYS}{name}", keys)
     return attempt, Corpus(storage.uri, attempt.manifest(files, {}))
 
@@ -189,8 +189,10 @@ def test_a_crowd_is_said_and_so_is_a_giant_group_which_is_compared_in_parts(
 def test_a_damaged_index_of_an_earlier_corpus_is_refused(storage: LocalStorage) -> None:
     documents = corpus()
     _, where = stored(storage, documents, 20, "curated")
-    assert [shard.num_documents for shard in shards_of([where], 25)] == [20, 20, len(documents) - 40]
-    storage.write(where.manifest.path(f"{PREFIX}part-00001.parquet"), bytes(20 * 200))
+    shards = shards_of([where], 25)
+    assert [shard.num_documents for shard in shards] == [20, 20, len(documents) - 40]
+    assert [shard.name for shard in shards] == where.manifest.names("part-")
+    storage.write(where.manifest.path(index_of("part-00001.parquet")), bytes(20 * 200))
     with pytest.raises(ManifestError, match="damaged"):
         shards_of([where], 25)
 
