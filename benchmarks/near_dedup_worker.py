@@ -7,6 +7,7 @@ decides and writes.
 import sys
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
+from pathlib import Path
 
 import datasets
 
@@ -17,8 +18,9 @@ def main() -> None:
     """Write to the second folder what is left of the first."""
     datasets.disable_progress_bars()
     corpus = datasets.load_from_disk(sys.argv[1])
+    (data,) = corpus.cache_files
     with ProcessPoolExecutor(NUM_CORES, get_context("forkserver")) as pool:
-        removed = remove(corpus["text"][:], pool)
+        removed = remove(Path(data["filename"]), pool)
     corpus.select([index for index in range(len(corpus)) if index not in removed]).save_to_disk(sys.argv[2])
 
 

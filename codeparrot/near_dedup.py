@@ -4,13 +4,16 @@ A document is the set of its shingles: `shingle_words` consecutive words, as 64-
 of their MinHash signatures are candidates. In the order of preference, each candidate is compared with those that were
 kept before it: it goes if its similarity to one of them reaches the threshold, and is kept otherwise. So whatever goes
 has a kept document that is as similar as was asked for (in a chain A~B~C whose ends differ, B goes and C stays), the
-result does not depend on the order in which documents come, and a thousand copies cost a thousand comparisons.
+result does not depend on the order in which documents come, and a thousand copies cost a thousand comparisons. A crowd
+that is alike, but not alike enough, costs at most `max_rivals` for each; whom that leaves out is counted.
 
 Signatures: one-permutation hashing (Li, Owen, Zhang 2012) with optimal densification (Shrivastava 2017): one hash per
 shingle instead of one per shingle and permutation, with the same expectation. Bands: Leskovec, Rajaraman, Ullman,
 "Mining of Massive Datasets", 3.4.
 """
 
+import heapq
+from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Annotated
@@ -19,21 +22,18 @@ import numpy as np
 from pydantic import Field, PositiveInt, model_validator
 
 from codeparrot.settings import Settings
-from codeparrot.shingles import Hashes, Indices, mix, odd_numbers, shingles
+from codeparrot.shingles import Hashes, Indices, Texts, chunks, mix, odd_numbers, shingles_of_chunk
 
-SLICE_DOCUMENTS = 256
-"""Documents that are signed at once: so few that the arrays stay in a cache of the processor."""
 MIN_CATCH_PROBABILITY = 0.9
 NUM_BINS = 256
 BIN_BITS = 8
-VALUE_BITS = 32
-MAX_DOCUMENTS = 1 << (64 - BIN_BITS - VALUE_BITS)
-NUM_PROBES = 64
-EMPTY = np.uint64(1 << VALUE_BITS)
-"""No value of a bin: those have 32 bits."""
+NUM_PROBES = 8
+PROBES = (odd_numbers(3, NUM_PROBES, NUM_BINS) >> np.uint64(64 - BIN_BITS)).view(np.int64)
+RANKS = odd_numbers(5, NUM_BINS, NUM_BINS)
+EMPTY = np.uint64(2**64 - 1)
+"""No value of a bin, but for one hash in 2^64."""
 
-
-KEYS_VERSION = 1
+KEYS_VERSION = 2
 """Raised whenever equal documents get other keys than before."""
 SHAPES_KEYS = {"shingle_words", "min_words", "num_bands", "rows_per_band"}
 
@@ -48,9 +48,12 @@ class NearDedupSettings(Settings):
     min_words: PositiveInt = 20
     """Shorter documents are not compared: they are similar by chance, and caught less often than the curve says."""
     num_bands: PositiveInt = 25
-    """Documents that agree in one band are compared. Each costs 8 bytes of memory per document."""
+    """Documents that agree in one band are compared. Each costs 8 bytes per document in the store."""
     rows_per_band: PositiveInt = 10
     """Values of the signature per band. More: fewer comparisons, and more near duplicates that are missed."""
+    max_rivals: PositiveInt = 100
+    """Kept documents with which one is compared at most, and which are remembered for a band at most: thousands that
+    are alike, but not alike enough, would be compared each with each. Who shares many and rare keys comes first."""
     against: tuple[str, ...] = ()
     """Stores of other recipes (`storage.uri`), curated before: documents that are near to one kept there go."""
 
@@ -90,47 +93,43 @@ class Removal:
 
 
 def signatures(hashes: Hashes, owners: Indices, num_documents: int) -> Hashes:
-    """(num_documents, 256) values of 32 bits, the smallest hash of each bin. Documents without shingles: all EMPTY."""
-    assert num_documents <= MAX_DOCUMENTS, "sign them in slices"
-    table = np.full(num_documents * NUM_BINS, EMPTY, np.uint64)
-    ordered = np.sort((owners.astype(np.uint64) << np.uint64(VALUE_BITS + BIN_BITS)) | (hashes >> np.uint64(24)))
-    bins = ordered >> np.uint64(VALUE_BITS)
-    first = np.ones(len(bins), np.bool_)
-    first[1:] = bins[1:] != bins[:-1]
-    table[bins[first].astype(np.int64)] = ordered[first] & np.uint64(2**VALUE_BITS - 1)
-    return _dense(table.reshape(num_documents, NUM_BINS))
+    """(num_documents, 256): the smallest hash of each bin. Documents without shingles: all EMPTY."""
+    table = np.full(num_documents * NUM_BINS, EMPTY)
+    bins = (hashes >> np.uint64(64 - BIN_BITS)).view(np.int64)
+    bins += owners << BIN_BITS
+    np.minimum.at(table, bins, hashes)
+    return _dense(table).reshape(num_documents, NUM_BINS)
 
 
 def _dense(table: Hashes) -> Hashes:
-    """Fill every empty bin from another, which bins are tried in an order that is the bin's own."""
+    """Fill every empty bin from another of its row, which bins are tried in an order that is the bin's own."""
     filled = table.copy()
-    open_rows = np.flatnonzero((table == EMPTY).any(axis=1) & (table != EMPTY).any(axis=1))
-    for sources in odd_numbers(3, NUM_PROBES, NUM_BINS) >> np.uint64(64 - BIN_BITS):
-        if not len(open_rows):
-            return filled
-        part = filled[open_rows]
-        part = np.where(part == EMPTY, table[open_rows][:, sources.astype(np.int64)], part)
-        filled[open_rows] = part
-        open_rows = open_rows[(part == EMPTY).any(axis=1)]
-    for row in open_rows:  # a document of very few shingles that no probe has met
-        values = table[row][table[row] != EMPTY]
-        gaps = np.flatnonzero(filled[row] == EMPTY)
-        filled[row, gaps] = values[gaps % len(values)]
+    gaps = np.flatnonzero(table == EMPTY)
+    rows = gaps >> BIN_BITS
+    gaps = gaps[(np.bincount(rows) < NUM_BINS)[rows]]
+    bins = gaps & (NUM_BINS - 1)
+    tried = table[gaps - bins + PROBES[:, bins]]
+    filled[gaps] = tried[(tried != EMPTY).argmax(axis=0), np.arange(len(gaps))]
+    gaps = gaps[filled[gaps] == EMPTY]
+    borders = np.flatnonzero(np.diff(gaps >> BIN_BITS))
+    for open_bins in np.split(gaps, borders + 1) if len(gaps) else ():  # of few shingles: try all its full bins
+        start = open_bins[0] & -NUM_BINS
+        full = np.flatnonzero(table[start : start + NUM_BINS] != EMPTY)
+        ranks = RANKS[(open_bins - start)[:, None], full]
+        filled[open_bins] = table[start + full[ranks.argmin(axis=1)]]
     return filled
 
 
-def band_keys(texts: Sequence[str], settings: NearDedupSettings) -> Hashes:
+def band_keys(texts: Texts, settings: NearDedupSettings) -> Hashes:
     """(len(texts), num_bands): documents with an equal key in a column are candidates. 0: the document is too short."""
-    slices = [
-        _band_keys(texts[start : start + SLICE_DOCUMENTS], settings) for start in range(0, len(texts), SLICE_DOCUMENTS)
-    ]
-    return np.concatenate([np.empty((0, settings.num_bands), np.uint64), *slices])
+    found = [_band_keys(chunk, settings) for chunk in chunks(texts)]
+    return np.concatenate([np.empty((0, settings.num_bands), np.uint64), *found])
 
 
-def _band_keys(texts: Sequence[str], settings: NearDedupSettings) -> Hashes:
-    table = signatures(*shingles(texts, settings.shingle_words, settings.min_words), len(texts))
+def _band_keys(chunk: Sequence[bytes], settings: NearDedupSettings) -> Hashes:
+    table = signatures(*shingles_of_chunk(chunk, settings.shingle_words, settings.min_words), len(chunk))
     width, bands = settings.rows_per_band, settings.num_bands
-    values = table[:, : bands * width].reshape(len(texts), bands, width)
+    values = table[:, : bands * width].reshape(len(chunk), bands, width)
     keys: Hashes = mix((values * odd_numbers(4, bands, width)).sum(axis=2, dtype=np.uint64)) | np.uint64(1)
     keys[(table == EMPTY).all(axis=1)] = 0
     return keys
@@ -138,64 +137,103 @@ def _band_keys(texts: Sequence[str], settings: NearDedupSettings) -> Hashes:
 
 def components(keys: Hashes) -> list[Indices]:
     """Groups of documents that candidates connect, each of two or more, ascending: what can be decided on its own."""
-    labels = np.arange(len(keys))
+    parents = np.arange(len(keys))
     for column in keys.T:
-        order = np.argsort(column, kind="stable")
-        equal = (column[order[1:]] == column[order[:-1]]) & (column[order[1:]] != 0)
-        labels = _join(labels, order[:-1][equal], order[1:][equal])
-    order = np.argsort(labels, kind="stable")
-    starts = np.flatnonzero(np.diff(labels[order], prepend=-1))
-    return [group for group in np.split(order, starts[1:]) if len(group) > 1] if len(order) else []
+        join(parents, *links(column))
+    return groups(parents)
 
 
-def _join(labels: Indices, left: Indices, right: Indices) -> Indices:
-    """Labels after these pairs are joined: in every group that of its smallest member."""
+def links(keys: Hashes) -> tuple[Indices, Indices]:
+    """Pairs of places where equal keys stand, enough to connect all that are equal; 0 is equal to nothing."""
+    order = np.argsort(keys)
+    ordered = keys[order]
+    equal = (ordered[1:] == ordered[:-1]) & (ordered[1:] != 0)
+    return order[:-1][equal], order[1:][equal]
+
+
+def join(parents: Indices, left: Indices, right: Indices) -> None:
+    """Connect pairs of documents in a forest in which a root, its own parent, is the smallest document of its group.
+
+    What comes of it does not depend on the order of pairs, nor on that of calls.
+    """
     while True:
-        a, b = labels[left], labels[right]
-        differ = a != b
+        left, right = _roots(parents, left), _roots(parents, right)
+        differ = left != right
         if not differ.any():
-            return labels
-        left, right, a, b = left[differ], right[differ], a[differ], b[differ]
-        parents = np.arange(len(labels))
-        np.minimum.at(parents, np.maximum(a, b), np.minimum(a, b))
-        while True:
-            grand = parents[parents]
-            if (grand == parents).all():
-                break
-            parents = grand
-        labels = parents[labels]
+            return
+        left, right = left[differ], right[differ]
+        higher = np.maximum(left, right)
+        np.minimum.at(parents, higher, np.minimum(left, right))
+        _shorten(parents, higher)
+
+
+def _roots(parents: Indices, documents: Indices) -> Indices:
+    _shorten(parents, documents)
+    return parents[documents]
+
+
+def _shorten(parents: Indices, documents: Indices) -> None:
+    """Make the root of each of these its parent: every round halves the paths among them."""
+    while True:
+        above = parents[documents]
+        top = parents[above]
+        if (top == above).all():
+            return
+        parents[documents] = top
+
+
+def groups(parents: Indices) -> list[Indices]:
+    """The groups of two or more in such a forest, in the order of their smallest documents."""
+    members = np.flatnonzero(parents != np.arange(len(parents)))
+    if not len(members):
+        return []
+    labels = _roots(parents, members)
+    roots = np.unique(labels)
+    members, labels = np.concatenate([roots, members]), np.concatenate([roots, labels])
+    order = np.lexsort((members, labels))
+    return np.split(members[order], np.flatnonzero(np.diff(labels[order])) + 1)
 
 
 def near_duplicates(
     documents: Iterable[int],
     keys: Hashes,
     shingles_of: Callable[[int], Hashes],
-    threshold: float,
+    settings: NearDedupSettings,
     stays: Collection[int] = (),
-) -> list[Removal]:
-    """Which of the documents go. The order of `documents` is that of preference; `keys[i]` are those of document i.
+) -> tuple[list[Removal], int]:
+    """(which of the documents go, how many were not compared with all that share a band with them).
 
-    `shingles_of(i)` gives the sorted, distinct shingles of document i. Those in `stays` are kept, whatever they are
-    near to.
+    The order of `documents` is that of preference; `keys[i]` are those of document i, `shingles_of(i)` its sorted,
+    distinct shingles. Those in `stays` are kept, whatever they are near to.
     """
     kept_in: dict[tuple[int, int], list[int]] = {}
+    crowded: set[tuple[int, int]] = set()
+    kept: list[int] = []
     sets: dict[int, Hashes] = {}
-    removed = []
+    removed, num_crowded = [], 0
     for index in documents:
         places = [(band, int(key)) for band, key in enumerate(keys[index]) if key]
         compared = () if index in stays else places
-        rivals = sorted({kept for place in compared for kept in kept_in.get(place, ())})
+        shared: Counter[int] = Counter()
+        for alike in (kept_in.get(place, []) for place in compared):
+            shared.update(dict.fromkeys(alike, settings.max_rivals // max(1, len(alike))))
+        rivals = heapq.nsmallest(settings.max_rivals, shared, key=lambda rank: (-shared[rank], rank))
+        num_crowded += len(rivals) < len(shared) or not crowded.isdisjoint(compared)
         own = shingles_of(index)
         # The smaller set is at most all that both have in common.
-        close = [rival for rival in rivals if _ratio(len(own), len(sets[rival])) >= threshold]
-        best = max(((jaccard(own, sets[rival]), -rival) for rival in close), default=(0.0, 0))
-        if close and best[0] >= threshold:
-            removed.append(Removal(index, -best[1], best[0]))
-        else:
-            sets[index] = own
-            for place in places:
-                kept_in.setdefault(place, []).append(index)
-    return removed
+        close = [rank for rank in rivals if _ratio(len(own), len(sets[rank])) >= settings.threshold]
+        best, rank = max(((jaccard(own, sets[rank]), -rank) for rank in close), default=(0.0, 0))
+        if close and best >= settings.threshold:
+            removed.append(Removal(index, kept[-rank], best))
+            continue
+        room = [place for place in places if len(kept_in.setdefault(place, [])) < settings.max_rivals]
+        crowded.update(place for place in places if len(kept_in[place]) >= settings.max_rivals)
+        for place in room:
+            kept_in[place].append(len(kept))
+        if room:
+            sets[len(kept)] = own
+        kept.append(index)
+    return removed, num_crowded
 
 
 def _ratio(first: int, second: int) -> float:
@@ -205,5 +243,7 @@ def _ratio(first: int, second: int) -> float:
 def jaccard(first: Hashes, second: Hashes) -> float:
     """|A and B| / |A or B| of two sorted arrays of distinct hashes; 0 if both are empty."""
     total = len(first) + len(second)
-    common = len(np.intersect1d(first, second, assume_unique=True))
+    both = np.concatenate([first, second])
+    both.sort()
+    common = int(np.count_nonzero(both[1:] == both[:-1]))
     return common / (total - common) if total else 0.0

@@ -8,7 +8,7 @@ of documents are columns (`ray_jobs.verdicts`).
 
 import logging
 from collections import Counter, defaultdict
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from itertools import repeat
 from typing import Any
@@ -26,14 +26,14 @@ from codeparrot.splits import SPLITS, validation_units
 from codeparrot.storage import open_storage, sha256_hex
 from ray_jobs import near_duplicates
 from ray_jobs.cluster import spread
-from ray_jobs.curate_shard import ORIGIN, Placement, Sample, Written, judge_shard, read_bands, smallest, write_shard
+from ray_jobs.curate_shard import ORIGIN, Placement, Sample, Written, judge_shard, smallest, write_shard
 from ray_jobs.data_card import Clusters, contamination, write_card
 from ray_jobs.near_duplicates import Near
-from ray_jobs.near_index import Corpus, Places, Shard, earlier
+from ray_jobs.near_index import KEYS, Corpus, Shard, earlier
 from ray_jobs.progress import size
 from ray_jobs.stage import Output, Stage, Work, main, stage_settings
 from ray_jobs.tally import Redacted, Tally
-from ray_jobs.verdicts import Verdicts, staying
+from ray_jobs.verdicts import Verdicts
 
 logger = logging.getLogger(__name__)
 
@@ -52,10 +52,9 @@ def run(work: Work) -> Output:
     as_judged = [shard.file for shard in judged if shard.file is not None]
     documents = work.attempt.manifest(as_judged, {}) if as_judged else raw
     del judged
-    passed = staying(verdicts.reasons)
     duplicates = _duplicates(work, names, verdicts, documents)
     is_held_out = _held_out(work, verdicts)
-    parts = zip(names, *map(verdicts.by_shard, (passed, verdicts.reasons, is_held_out)), strict=True)
+    parts = zip(names, *map(verdicts.by_shard, (verdicts.reasons, is_held_out)), strict=True)
     placements = [Placement(name, index, *arrays) for index, (name, *arrays) in enumerate(parts)]
     place = partial(write_shard, uri=uri, folder=folder, documents=documents, settings=settings, seed=seed)
     written = spread("curate: write", placements, place)
@@ -126,23 +125,17 @@ def _duplicates(work: Work, names: list[str], verdicts: Verdicts, documents: Man
         exact = [Near(index, verdicts.ids[kept], None, 1.0) for index, kept in pairs]
     if settings.near_dedup is None:
         return Duplicates(exact, [], {})
-    left = verdicts.passing()
-    num_bands = settings.near_dedup.num_bands
-    bands = np.concatenate([read_bands(work.storage, work.attempt.folder, name, num_bands) for name in names])
-    found, counts = near_duplicates.find(
-        Places(
-            tuple(Shard(0, name) for name in names),
-            verdicts.owners[left],
-            verdicts.rows(left),
-            bands[np.isin(candidates, left, assume_unique=True)],
-        ),
-        verdicts.ranks[left],
-        verdicts.some_ids(left),
+    folder = work.attempt.folder
+    near, counts = near_duplicates.find(
+        [Shard(0, name, f"{folder}/{KEYS}{name}", size) for name, size in zip(names, verdicts.sizes, strict=True)],
+        verdicts.passing(),
+        verdicts.ranks,
+        verdicts.ids,
         corpus=Corpus(work.storage.uri, documents),
         against=work.plan.against,
         settings=settings.near_dedup,
+        folder=folder,
     )
-    near = [replace(removal, index=int(left[removal.index])) for removal in found]
     reasons[[removal.index for removal in near]] = NEAR_DUPLICATE
     return Duplicates(exact, near, counts)
 

@@ -23,11 +23,10 @@ from codeparrot.filters import reject, reject_license
 from codeparrot.manifest import File, Manifest, write_file
 from codeparrot.near_dedup import band_keys
 from codeparrot.redact import RedactSettings, redact_all, redact_table
-from codeparrot.shingles import Hashes
 from codeparrot.splits import SPLITS, CurateSettings
-from codeparrot.storage import Storage, open_storage
+from codeparrot.storage import open_storage
 from codeparrot.tokenizer import gpt2_encoder
-from ray_jobs.near_index import PREFIX, to_index
+from ray_jobs.near_index import KEYS, from_index, index_of, to_index
 from ray_jobs.tally import Tally
 from ray_jobs.verdicts import ID, Judged, Reasons, passing, staying
 
@@ -68,8 +67,10 @@ def judge_shard(
         contamination = {index: shared for index, shared in found if shared}
         reasons[list(contamination)] = CONTAMINATED
     if settings.near_dedup is not None:
-        keys = band_keys([texts[index] for index in passing(reasons)], settings.near_dedup)
-        storage.write(_bands_path(folder, name), keys.tobytes())
+        passed = passing(reasons)
+        keys = np.zeros((len(texts), settings.near_dedup.num_bands), np.uint64)
+        keys[passed] = band_keys([texts[index] for index in passed], settings.near_dedup)
+        storage.write(f"{folder}/{KEYS}{name}", to_index(keys))
     return Judged(
         documents=_small(table.select(PREFERENCE)),
         reasons=reasons,
@@ -108,23 +109,12 @@ def _length(lengths: Any, index: int) -> int:
     return int(lengths[index])
 
 
-def _bands_path(folder: str, name: str) -> str:
-    return f"{folder}/bands/{name}"
-
-
-def read_bands(storage: Storage, folder: str, name: str, num_bands: int) -> Hashes:
-    """The keys for near duplicates of the documents of a shard that passed the first pass: (documents, num_bands)."""
-    return np.frombuffer(storage.read(_bands_path(folder, name)), np.uint64).reshape(-1, num_bands)
-
-
 @dataclass(frozen=True)
 class Placement:
     """What the second pass does with one shard."""
 
     name: str
     index: int
-    passed: npt.NDArray[np.bool_]
-    """The documents that the first pass let pass."""
     reasons: Reasons
     is_held_out: npt.NDArray[np.bool_]
     """The documents whose split is that of validation."""
@@ -165,10 +155,8 @@ def write_shard(
             written.kept[split].keep(part)
             written.origins.update(_origins(part))
             if settings.near_dedup is not None:
-                data = _index(
-                    placement, here, read_bands(storage, folder, placement.name, settings.near_dedup.num_bands)
-                )
-                written.files.append(write_file(storage, folder, f"{PREFIX}{name}", data))
+                keys = from_index(storage.read(f"{folder}/{KEYS}{placement.name}"), len(here))
+                written.files.append(write_file(storage, folder, index_of(name), to_index(keys[here])))
     written.samples.update(_samples(table, reasons, settings, seed))
     return written
 
@@ -178,12 +166,6 @@ def _origins(part: "pa.Table") -> dict[tuple[str | None, ...], int]:
     found = part.group_by(list(ORIGIN)).aggregate([([], "count_all")])
     origins = zip(*(found[name].to_pylist() for name in ORIGIN), strict=True)
     return dict(zip(origins, found["count_all"].to_pylist(), strict=True))
-
-
-def _index(placement: Placement, here: npt.NDArray[np.bool_], bands: Hashes) -> bytes:
-    """The index of near duplicates of one split: all of its documents have passed."""
-    keys = bands[here[placement.passed]]
-    return to_index(range(len(keys)), [row.tobytes() for row in keys])
 
 
 def _samples(

@@ -1,7 +1,10 @@
-"""The index of near duplicates: the band keys of every document that is kept, so that later corpora need not sign it.
+"""The index of near duplicates: the band keys of documents, in the store, beside the shards that they are of.
 
-Beside every shard of curated documents lies one of the index, as Parquet: the document's row in the shard, and its
-keys. `curate.near_dedup.against` names stores whose curated documents stay: what is new and near to one of them goes.
+A file of it holds the keys of all documents of one shard, band by band, 8 bytes each; 0 for documents that have
+none. So a task reads one band of any number of shards, and nothing else. While a corpus is curated the files lie in
+the folder of the attempt and end with it (`KEYS`). Those of documents that are kept stay (`PREFIX`), so that later
+corpora need not sign them: `curate.near_dedup.against` names stores whose curated documents stay, and what is new and
+near to one of them goes.
 """
 
 from collections.abc import Sequence
@@ -9,15 +12,16 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from codeparrot.documents import from_parquet, to_parquet
 from codeparrot.errors import ConfigError
 from codeparrot.manifest import Manifest, require_manifest
 from codeparrot.near_dedup import NearDedupSettings
-from codeparrot.redact import RedactSettings
-from codeparrot.shingles import Hashes, Indices
+from codeparrot.shingles import Hashes
 from codeparrot.storage import Storage, open_storage, sha256_hex
 
 PREFIX = "index/"
+KEYS = "keys/"
+PARQUET, SUFFIX = ".parquet", ".keys"
+KEY_BYTES = 8
 
 
 @dataclass(frozen=True)
@@ -26,8 +30,6 @@ class Corpus:
 
     uri: str
     manifest: Manifest
-    redact: RedactSettings | None = None
-    """For raw documents, what is redacted before anything else."""
 
 
 @dataclass(frozen=True)
@@ -36,26 +38,34 @@ class Shard:
 
     corpus: int
     name: str
+    keys: str
+    """Where its keys lie, relative to the base of its corpus' store."""
+    num_documents: int
+
+    def band(self, storage: Storage, band: int) -> Hashes:
+        """The keys of its documents in one band."""
+        size = KEY_BYTES * self.num_documents
+        return np.frombuffer(storage.read(self.keys, band * size, (band + 1) * size), "<u8")
+
+    def all_bands(self, storage: Storage) -> Hashes:
+        """The keys of its documents: (num_documents, num_bands)."""
+        return from_index(storage.read(self.keys), self.num_documents)
 
 
-@dataclass(frozen=True)
-class Places:
-    """Where documents lie, and their keys: document i is row `rows[i]` of `shards[owners[i]]`."""
-
-    shards: tuple[Shard, ...]
-    owners: Indices
-    rows: Indices
-    keys: Hashes
-    """Shape (documents, num_bands)."""
+def index_of(name: str) -> str:
+    """The name of the index of a shard of documents that are kept."""
+    return f"{PREFIX}{name.removesuffix(PARQUET)}{SUFFIX}"
 
 
-def to_index(rows: Sequence[int], keys: Sequence[bytes]) -> bytes:
-    """The index of one shard."""
-    import pyarrow as pa
+def to_index(keys: Hashes) -> bytes:
+    """Keys, (num_documents, num_bands), as they are stored."""
+    return keys.T.astype("<u8").tobytes()
 
-    return to_parquet(
-        pa.table({"row": pa.array(rows, pa.int32()), "keys": pa.array(keys, pa.binary(len(keys[0]) if keys else -1))})
-    )
+
+def from_index(data: bytes, num_documents: int) -> Hashes:
+    """Stored keys: (num_documents, num_bands)."""
+    bands = len(data) // (KEY_BYTES * num_documents) if num_documents else 0
+    return np.frombuffer(data, "<u8").reshape(bands, num_documents).T
 
 
 def earlier(settings: NearDedupSettings, storage: Storage) -> tuple[str, list[Corpus]]:
@@ -81,21 +91,13 @@ def earlier(settings: NearDedupSettings, storage: Storage) -> tuple[str, list[Co
     return sha256_hex("".join(corpus.manifest.digest for corpus in corpora).encode()), corpora
 
 
-def places_of(corpora: Sequence[Corpus], num_bands: int) -> Places:
-    """Every document in the indexes of these corpora, which are numbered from 1."""
-    shards, owners, rows, keys = [], [], [], []
+def shards_of(corpora: Sequence[Corpus], num_bands: int) -> list[Shard]:
+    """The shards of these corpora, which are numbered from 1. Raises ManifestError if an index is damaged."""
+    shards = []
     for number, corpus in enumerate(corpora, 1):
         storage = open_storage(corpus.uri)
         for name in corpus.manifest.names(PREFIX):
-            table = from_parquet(corpus.manifest.read(storage, name))
-            shards.append(Shard(number, name.removeprefix(PREFIX)))
-            owners.append(np.full(table.num_rows, len(shards) - 1))
-            rows.append(table["row"].to_numpy().astype(np.int64))
-            keys.append(np.frombuffer(b"".join(table["keys"].to_pylist()), np.uint64).reshape(-1, num_bands))
-    none = np.empty(0, np.int64)
-    return Places(
-        tuple(shards),
-        np.concatenate([none, *owners]),
-        np.concatenate([none, *rows]),
-        np.concatenate([np.empty((0, num_bands), np.uint64), *keys]),
-    )
+            num_documents = len(corpus.manifest.read(storage, name)) // (KEY_BYTES * num_bands)
+            shard = f"{name.removeprefix(PREFIX).removesuffix(SUFFIX)}{PARQUET}"
+            shards.append(Shard(number, shard, corpus.manifest.path(name), num_documents))
+    return shards

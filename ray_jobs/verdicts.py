@@ -73,10 +73,9 @@ class Verdicts:
         self.reasons: Reasons = np.concatenate([shard.reasons for shard in shards])
         self.keys: Hashes = np.frombuffer(b"".join(shard.keys for shard in shards), np.uint64)
         self.keys = self.keys.reshape(-1, KEY_BYTES // 8)
-        sizes = [len(shard.reasons) for shard in shards]
-        self.owners: Indices = np.repeat(np.arange(len(shards)), sizes)
-        """The number of each document's shard."""
-        self._starts: Indices = np.cumsum([0, *sizes])
+        self.sizes = [len(shard.reasons) for shard in shards]
+        """Documents of each shard."""
+        self._starts: Indices = np.cumsum([0, *self.sizes])
         self.contamination = self._by_index([shard.contamination for shard in shards])
         self.redacted = self._by_index([shard.redacted for shard in shards])
 
@@ -92,10 +91,6 @@ class Verdicts:
     def passing(self) -> Indices:
         """The documents that nothing rejects so far."""
         return passing(self.reasons)
-
-    def rows(self, indices: Indices) -> Indices:
-        """The row of each of these documents in its shard."""
-        return indices - self._starts[self.owners[indices]]
 
     def by_shard(self, values: npt.NDArray[Any]) -> Iterator[npt.NDArray[Any]]:
         """What belongs to the documents of each shard, of values for all documents."""

@@ -19,7 +19,8 @@ from codeparrot.settings import validate
 from codeparrot.sources import CollectSettings, choose, open_source, read, shards
 from codeparrot.splits import CurateSettings
 from codeparrot.storage import LocalStorage
-from ray_jobs.curate_shard import Placement, judge_shard, read_bands, write_shard
+from ray_jobs.curate_shard import Placement, judge_shard, write_shard
+from ray_jobs.near_index import KEYS, from_index
 from ray_jobs.verdicts import Verdicts, staying
 
 PERMISSIVE = {
@@ -55,24 +56,27 @@ def curated(storage: LocalStorage, parts: Sequence[Sequence[Document]], **values
     judged = [judge_shard(name, raw=raw, settings=chosen, seed=1, problems=None, **place) for name in names]
     verdicts = Verdicts(judged)
     passed, candidates = staying(verdicts.reasons), verdicts.passing()
-    bands = [read_bands(storage, place["folder"], name, 25) for name in names]
-    assert [len(each) for each in bands] == [each.sum() for each in verdicts.by_shard(passed)]
+    for name, size, here in zip(names, verdicts.sizes, verdicts.by_shard(passed), strict=True):
+        keys = from_index(storage.read(f"{place['folder']}/{KEYS}{name}"), size)
+        assert keys.shape == (size, 25)
+        assert not keys[~here].any()
     dropped, _ = exact_duplicates(verdicts.keys[candidates], verdicts.ranks[candidates])
     verdicts.reasons[candidates[dropped]] = "exact_duplicate"
     nowhere = np.zeros(len(passed), np.bool_)
     found: dict[str, str] = {}
-    arrays = zip(names, *map(verdicts.by_shard, (passed, verdicts.reasons, nowhere)), strict=True)
+    arrays = zip(names, *map(verdicts.by_shard, (verdicts.reasons, nowhere)), strict=True)
     for number, (name, *columns) in enumerate(arrays):
         placement = Placement(name, number, *columns)
         written = write_shard(placement, documents=raw, settings=chosen, seed=1, **place)
         counts = written.kept["train"].num_documents, written.rejected.rejected["num_documents"].total()
         assert sum(counts) == len(columns[0])
         for file in written.files:
-            table = from_parquet(storage.read(f"{place['folder']}/{file.name}"))
+            data = storage.read(f"{place['folder']}/{file.name}")
             if file.name.startswith("train/"):
+                table = from_parquet(data)
                 found.update(zip(table["path"].to_pylist(), table["content"].to_pylist(), strict=True))
             else:
-                assert table.num_rows == counts[0]
+                assert from_index(data, counts[0]).shape == (counts[0], 25)
     return found
 
 

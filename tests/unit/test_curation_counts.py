@@ -146,8 +146,7 @@ def chosen(storage: LocalStorage, shard_documents: int, **values: object) -> dic
     for index, (file, shard) in enumerate(zip(files, shards, strict=True)):
         start = index * shard_documents
         reasons = ["long_line" if number % 3 == 0 else None for number in range(start, start + len(shard))]
-        nothing = np.zeros(len(shard), np.bool_)
-        placement = Placement(file.name, index, nothing, np.array(reasons, object), nothing)
+        placement = Placement(file.name, index, np.array(reasons, object), np.zeros(len(shard), np.bool_))
         written = write_shard(placement, uri=storage.uri, folder="curated", documents=raw, settings=settings, seed=1)
         assert written.kept["train"].num_documents == reasons.count(None)
         assert written.rejected.rejected["num_documents"].total() == len(shard) - reasons.count(None)

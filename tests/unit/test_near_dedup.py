@@ -1,5 +1,6 @@
 """Near duplicates against sets of Python, which are slow and obviously right."""
 
+import itertools
 import random
 import re
 from collections.abc import Sequence
@@ -21,7 +22,7 @@ from codeparrot.near_dedup import (
     signatures,
 )
 from codeparrot.settings import validate
-from codeparrot.shingles import CHUNK_BYTES, LONG_WORD, Hashes, Indices, distinct, shingles
+from codeparrot.shingles import CHUNK_BYTES, Hashes, Indices, distinct, shingles
 
 SMALL = NearDedupSettings(shingle_words=2, min_words=3)
 DEFAULT = NearDedupSettings()
@@ -55,9 +56,9 @@ def program(words: Sequence[int]) -> str:
 def removals(texts: Sequence[str], settings: NearDedupSettings = DEFAULT) -> list[Removal]:
     """The near duplicates, preferring what comes first."""
     keys, sets = band_keys(texts, settings), sets_of(texts, settings)
-    found = []
+    found: list[Removal] = []
     for group in components(keys):
-        found += near_duplicates(group.tolist(), keys, sets.__getitem__, settings.threshold)
+        found += near_duplicates(group.tolist(), keys, sets.__getitem__, settings)[0]
     return sorted(found, key=lambda removal: removal.index)
 
 
@@ -69,12 +70,26 @@ def test_shingles_are_those_of_the_words_wherever_a_document_stands(texts: list[
         assert np.array_equal(sets[index], sets_of([text], SMALL)[0])
 
 
-@pytest.mark.parametrize("length", [1, 7, 8, 9, 16, 17, LONG_WORD - 1, LONG_WORD, LONG_WORD + 1, 4 * LONG_WORD])
+@pytest.mark.parametrize("length", [1, 7, 8, 9, 15, 16, 17, 24, 25, 1000])
 def test_a_word_counts_to_its_last_byte(length: int) -> None:
     word = "".join(random.Random(length).choices("abcdef", k=length))
     others = [word[:place] + "_" + word[place + 1 :] for place in range(length)] + [word[:-1], word + "a", word * 2]
     hashes, _ = shingles([word, *others], width=1)
     assert len({*hashes.tolist()}) == len({word, *others} - {""})
+
+
+def test_a_word_counts_in_the_order_of_its_parts() -> None:
+    """Parts of eight bytes in any order, and of any number, make other words."""
+    parts = ["a" * 8, "b" * 8, "c" * 8]
+    words = {"".join(chosen) for size in range(1, 6) for chosen in itertools.product(parts, repeat=size)}
+    hashes, _ = shingles(sorted(words), width=1)
+    assert len({*hashes.tolist()}) == len(words) == 363
+
+
+def test_bytes_are_utf_8() -> None:
+    texts = ["x = 'ß 漢字 word'", "", "y"]
+    for ours, theirs in zip(shingles(texts, 2), shingles([text.encode() for text in texts], 2), strict=True):
+        assert np.array_equal(ours, theirs)
 
 
 def test_words_that_collide_in_every_polynomial_modulo_a_power_of_two_are_told_apart() -> None:
@@ -88,7 +103,7 @@ def test_words_that_collide_in_every_polynomial_modulo_a_power_of_two_are_told_a
 
 def test_hashes_are_the_same_on_every_machine() -> None:
     hashes, _ = shingles(["def mean(values): return sum(values)"], width=5)
-    assert hashes.tolist() == [16134911469886790766, 3086627539519920541]
+    assert hashes.tolist() == [8146399410626608145, 9331095417476790146]
 
 
 @given(TEXT, TEXT)
@@ -121,8 +136,11 @@ def test_every_signature_is_full_whatever_the_number_of_shingles(num_words: int,
     settings = NearDedupSettings(shingle_words=1, min_words=1)
     text = program(np.random.default_rng(seed).integers(0, 2**40, num_words).tolist())
     signature = signatures(*hashed([text], settings), 1)[0]
-    hashes = {int(value) >> 24 & (2**32 - 1) for value in hashed([text], settings)[0]}
-    assert {int(value) for value in signature} <= hashes
+    hashes = hashed([text], settings)[0]
+    assert {*signature.tolist()} <= {*hashes.tolist()}
+    for value in hashes.tolist():  # the smallest of each bin stands in it
+        assert signature[value >> 56] <= value
+        assert signature[value >> 56] >> np.uint64(56) == value >> 56
 
 
 def test_equal_values_of_signatures_estimate_the_similarity() -> None:
@@ -197,10 +215,10 @@ def test_the_result_does_not_depend_on_the_order_of_documents(chance: random.Ran
     order = list(range(len(texts)))
     chance.shuffle(order)
     keys, sets = band_keys([texts[place] for place in order], DEFAULT), sets_of([texts[p] for p in order], DEFAULT)
-    found = []
+    found: list[Removal] = []
     for group in components(keys):
         by_preference = sorted(group.tolist(), key=lambda index: order[index])
-        found += near_duplicates(by_preference, keys, sets.__getitem__, DEFAULT.threshold)
+        found += near_duplicates(by_preference, keys, sets.__getitem__, DEFAULT)[0]
     renamed = [Removal(order[removal.index], order[removal.kept], removal.similarity) for removal in found]
     assert sorted(renamed, key=lambda removal: removal.index) == removals(texts)
 
@@ -227,10 +245,57 @@ def test_a_thousand_copies_leave_one_and_cost_one_comparison_each(monkeypatch: p
         return jaccard(first, second)
 
     monkeypatch.setattr("codeparrot.near_dedup.jaccard", counted)
-    found = near_duplicates(range(1000), keys, sets.__getitem__, 0.85)
+    found, num_crowded = near_duplicates(range(1000), keys, sets.__getitem__, DEFAULT)
+    assert num_crowded == 0
     assert [removal.index for removal in found] == list(range(1, 1000))
     assert {removal.kept for removal in found} == {0}
     assert len(compared) == 999
+
+
+def alike(num_documents: int) -> tuple[Hashes, list[Hashes]]:
+    """(keys, shingles) of documents that share a band, but nothing else."""
+    keys = np.arange(1, 2 * num_documents + 1, dtype=np.uint64).reshape(num_documents, 2)
+    keys[:, 0] = 7
+    return keys, [np.arange(50 * index, 50 * index + 50, dtype=np.uint64) for index in range(num_documents)]
+
+
+def test_a_crowd_that_is_alike_but_not_alike_enough_costs_a_bounded_number_of_comparisons(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    settings = NearDedupSettings(max_rivals=10)
+    keys, sets = alike(500)
+    compared = []
+
+    def counted(first: Hashes, second: Hashes) -> float:
+        compared.append(1)
+        return jaccard(first, second)
+
+    monkeypatch.setattr("codeparrot.near_dedup.jaccard", counted)
+    assert near_duplicates(range(500), keys, sets.__getitem__, settings) == ([], 489)
+    assert len(compared) == 45 + 490 * 10
+
+
+def test_in_a_crowd_those_that_share_most_bands_are_compared_first() -> None:
+    """A copy of the last document, which was not among those that are remembered for the band of all."""
+    keys, sets = alike(50)
+    keys, sets = np.concatenate([keys, keys[-1:]]), [*sets, sets[-1]]
+    settings = NearDedupSettings(max_rivals=3)
+    assert near_duplicates(range(51), keys, sets.__getitem__, settings) == ([Removal(50, 49, 1.0)], 47)
+
+
+def test_a_document_that_no_band_remembers_stands_for_nothing() -> None:
+    keys, sets = alike(50)
+    keys[:, 1] = 0
+    settings = NearDedupSettings(max_rivals=3)
+    found, num_crowded = near_duplicates([*range(50), 49], keys, sets.__getitem__, settings)
+    assert (found, num_crowded) == ([], 47)
+
+
+def test_of_equally_similar_documents_the_preferred_one_is_named() -> None:
+    keys, sets = np.full((3, 1), 7, np.uint64), [np.arange(n, 20 + n, dtype=np.uint64) for n in (0, 2, 1)]
+    settings = NearDedupSettings(threshold=0.9)
+    for order in ([0, 1, 2], [1, 0, 2]):
+        assert near_duplicates(order, keys, sets.__getitem__, settings)[0] == [Removal(2, order[0], 19 / 21)]
 
 
 @given(st.lists(st.tuples(st.integers(0, 4), st.integers(0, 4), st.integers(0, 4)), max_size=12))
