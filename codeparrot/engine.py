@@ -175,22 +175,21 @@ class Engine:
         ids = self._tensor(_padded([row.prompt for row in rows]))  # (rows, longest), filled at the right
         self._slots.for_prompts(len(self._rows), *ids.shape)
         self._rows += rows
-        ends = torch.tensor([len(row.prompt) - 1 for row in rows], device=ids.device)
-        kept, place = ends.unique(return_inverse=True)
+        kept = sorted({len(row.prompt) - 1 for row in rows})
         scored = rows[0].request.prompt_logprobs
         logits = self._model(
             input_ids=ids,
             position_ids=torch.arange(ids.shape[1], device=ids.device)[None].expand_as(ids),
             past_key_values=self._slots,
             use_cache=True,
-            logits_to_keep=0 if scored else kept,
+            logits_to_keep=0 if scored else self._tensor(kept),
         ).logits
         if scored:
             rows[0].prompt_scores = tuple(
                 _scores(logits[0, :-1], rows[0].prompt[1:], rows[0].request.top_logprobs or 0)
             )
         for index, row in enumerate(rows):
-            row.after_prompt = logits[index, ends[index] if scored else place[index]].clone()
+            row.after_prompt = logits[index, -1 if scored else kept.index(len(row.prompt) - 1)].clone()
 
     def _next_logits(self) -> "torch.Tensor":
         """Of all rows, after their newest tokens: (rows, vocabulary)."""
