@@ -67,7 +67,7 @@ class Engine:
         """Tokens of prompt and completion together, at most."""
         self.settings = settings
         self._model = model.eval()
-        self._vocabulary = vocabulary
+        self.vocabulary = vocabulary
         self._vocab_size: int = config.vocab_size
         self._ends = vocabulary.eos_ids | _eos_ids(model)
         self._margin = MARGIN if model.dtype.itemsize >= FP32_BYTES else 0.0
@@ -95,7 +95,7 @@ class Engine:
     def add(self, request: Request) -> int:
         """Let a request wait for a slot; returns its number. Raises GenerationError if it cannot be served."""
         prompt = request.prompt_for(self.context, self._vocab_size)
-        row = Row(next(self._ids), request, prompt, self._vocabulary)
+        row = Row(next(self._ids), request, prompt, self.vocabulary)
         self._waiting.append(row)
         return row.request_id
 
