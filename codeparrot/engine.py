@@ -20,6 +20,7 @@ prompts shared in part.
 """
 
 import inspect
+import logging
 from collections import deque
 from collections.abc import Iterable, Sequence
 from itertools import count
@@ -36,6 +37,8 @@ from codeparrot.vocabulary import Vocabulary
 if TYPE_CHECKING:
     import torch
     import transformers
+
+logger = logging.getLogger(__name__)
 
 FP32_BYTES = 4
 
@@ -72,6 +75,7 @@ class Engine:
         self._ends = vocabulary.eos_ids | _eos_ids(model)
         self._margin = MARGIN if model.dtype.itemsize >= FP32_BYTES else 0.0
         self._ids = count()
+        self._told = False
         self._waiting: deque[Row] = deque()
         self._rows: list[Row] = []
         """Those that run; each has the slot of its index."""
@@ -95,6 +99,12 @@ class Engine:
     def add(self, request: Request) -> int:
         """Let a request wait for a slot; returns its number. Raises GenerationError if it cannot be served."""
         prompt = request.prompt_for(self.context, self._vocab_size)
+        if len(prompt) < len(request.prompt_ids) and not self._told:
+            self._told = True
+            logger.warning(
+                "prompts longer than the model's context of %d tokens, less max_new_tokens, lose their beginning",
+                self.context,
+            )
         row = Row(next(self._ids), request, prompt, self.vocabulary)
         self._waiting.append(row)
         return row.request_id

@@ -1,12 +1,12 @@
-"""The engine that a Ray task decodes with, made once per process: loading a model takes longer than most tasks."""
+"""The model that a Ray task decodes with, loaded once per process: that takes longer than most tasks."""
 
 from codeparrot.engine import Engine, EngineSettings
+from codeparrot.exported import Pretrained, load_export
 from codeparrot.manifest import Manifest
-from codeparrot.pretrained import export_of
 from codeparrot.storage import open_storage
 from codeparrot.vocabulary import Vocabulary
 
-_kept: dict[tuple[str, str, EngineSettings, str, str], Engine] = {}
+_kept: dict[tuple[str, str, str, str], Pretrained] = {}
 """One at most."""
 
 
@@ -18,14 +18,9 @@ def engine_of(
     device: str = "cpu",
     precision: str = "auto",
 ) -> Engine:
-    """An idle engine with the export of a run."""
-    key = (uri, trained.folder, settings, device, precision)
+    """A new engine with the model that a run has exported."""
+    key = (uri, trained.folder, device, precision)
     if key not in _kept:
         _kept.clear()
-        model, tokenizer, _ = export_of(open_storage(uri), trained, device=device, precision=precision)
-        _kept[key] = Engine(model, Vocabulary(tokenizer), settings)
-    engine = _kept.pop(key)
-    if engine.idle:  # else a task before this one ended in the middle
-        _kept[key] = engine
-        return engine
-    return engine_of(uri, trained, settings, device=device, precision=precision)
+        _kept[key] = load_export(open_storage(uri), trained, device=device, precision=precision)
+    return Engine(_kept[key].model, Vocabulary(_kept[key].tokenizer), settings)
