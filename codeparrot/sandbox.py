@@ -23,6 +23,7 @@ import subprocess
 import sys
 import sysconfig
 import tempfile
+import threading
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -164,6 +165,8 @@ class _Server:
         self._settings = settings
         self._namespaces = namespaces
         self._opened = contextlib.ExitStack()
+        self._lock = threading.Lock()
+        self._closed = False
         self._hello: dict[str, Any] = {}
 
     def __enter__(self) -> "_Server":
@@ -171,11 +174,16 @@ class _Server:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._opened.close()
+        """Whoever waits for an outcome gets an error."""
+        with self._lock:
+            self._closed = True
+            self._opened.close()
 
     def _start(self) -> None:
-        self._opened.close()
-        with contextlib.ExitStack() as opened:
+        with self._lock, contextlib.ExitStack() as opened:
+            self._opened.close()
+            if self._closed:
+                raise SandboxError("the sandbox was closed while a program ran")
             prefix = "codeparrot-sandbox-"
             folder = opened.enter_context(tempfile.TemporaryDirectory(prefix=prefix, ignore_cleanup_errors=True))
             ours, theirs = socket.socketpair()
