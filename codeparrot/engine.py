@@ -28,7 +28,7 @@ from typing import TYPE_CHECKING
 
 from pydantic import PositiveInt
 
-from codeparrot.completion import Completion, Event, Request, Row, TokenScore
+from codeparrot.completion import Completion, Event, Request, Row, TokenScore, completion
 from codeparrot.errors import GenerationError
 from codeparrot.sampling import MARGIN, choose, penalised
 from codeparrot.settings import Settings
@@ -275,14 +275,6 @@ class Engine:
         import torch
 
         return torch.tensor(values, device=self._model.device)
-
-
-def completion(events: Sequence[Event]) -> Completion:
-    """All events of one request together."""
-    reason = events[-1].finish_reason
-    assert reason is not None
-    tokens = tuple(event.token_id for event in events if event.token_id is not None)
-    return Completion("".join(event.text for event in events), tokens, reason)
 
 
 def require_decoder(model: "transformers.PreTrainedModel") -> None:
