@@ -46,14 +46,14 @@ class ReportData:
     packed: Mapping[str, Any]
     run: Mapping[str, Any]
     evaluation: Mapping[str, Any]
-    humaneval: Mapping[str, Any] | None
-    """None: it was left out."""
     completions: list[dict[str, str]]
     """{"prompt", "completion"}."""
     history: list[dict[str, Any]]
     """Events of the run: {"kind": "step" | "evaluation", "step", ...}."""
     recipe: str
     """YAML."""
+    humaneval: Mapping[str, Any] | None = None
+    """None: it was left out."""
 
 
 def render(data: ReportData) -> str:

@@ -38,10 +38,10 @@ def run(work: Work) -> Output:
         packed=inputs["packed"].counts,
         run=inputs["run"].counts,
         evaluation=inputs["evaluation"].counts,
-        humaneval=inputs["humaneval"].counts if "humaneval" in inputs else None,
         completions=json.loads(inputs["completions"].read(work.storage, "completions.json")),
         history=_lines(inputs["run"].read(work.storage, "metrics.jsonl")),
         recipe=dump_recipe(work.recipe),
+        humaneval=inputs["humaneval"].counts if "humaneval" in inputs else None,
     )
     page = render(data).encode()
     return [work.attempt.write(PAGE, page)], {"size_bytes": len(page)}
