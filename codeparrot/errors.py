@@ -20,6 +20,7 @@
     |   +-- LeaseLost          another process has taken over
     +-- CheckpointError
     +-- TrainingError
+    +-- GenerationError        a completion cannot be made as asked
     +-- ClusterError
     +-- HumanEvalError         problems or completions cannot be scored
     +-- SandboxError           programs cannot be run safely here
@@ -116,6 +117,10 @@ class CheckpointError(CodeParrotError):
 
 class TrainingError(CodeParrotError):
     """Training cannot go on."""
+
+
+class GenerationError(CodeParrotError):
+    """A completion cannot be made as asked, or not by this model."""
 
 
 class ClusterError(CodeParrotError):

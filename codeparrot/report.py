@@ -52,6 +52,8 @@ class ReportData:
     """Events of the run: {"kind": "step" | "evaluation", "step", ...}."""
     recipe: str
     """YAML."""
+    humaneval: Mapping[str, Any] | None = None
+    """None: it was left out."""
 
 
 def render(data: ReportData) -> str:

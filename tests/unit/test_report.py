@@ -314,3 +314,12 @@ def test_numbers_carry_units_and_three_figures() -> None:
 def test_invisible_characters_are_made_visible() -> None:
     assert visible("a\tb\nc \u00a0\r\u2066\x7f\u00e9") == "a\tb\nc \\xa0\\r\\u2066\\x7f\u00e9"
     assert token("  x\n") == "'\u2423\u2423x\\n'"
+
+
+def test_pass_at_k_is_shown_with_its_interval_where_there_is_one() -> None:
+    estimates = {"1": {"value": 0.0375, "low": 0.0121, "high": 0.0688}}
+    shown = render(dataclasses.replace(full_report(), humaneval={"num_problems": 164, "pass_at_k": estimates}))
+    assert "pass@1 of 164 problems" in Page(shown).text
+    assert "3.8 % (1.2 to 6.9 %)" in Page(shown).text
+    for without in (None, {"num_problems": 164, "pass_at_k": None}):
+        assert "pass@" not in render(dataclasses.replace(full_report(), humaneval=without))
