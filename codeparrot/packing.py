@@ -188,6 +188,13 @@ def document_starts(row: Int64, offset: Int64, length: Int64, max_seq_len: int) 
     return starts.astype("<u4" if not len(starts) or starts[-1] < 1 << 32 else "<u8")
 
 
+def row_lengths(row: Int64, length: Int64, num_rows: int) -> npt.NDArray[np.uint32]:
+    """How many tokens of each row are those of pieces, not padding: shape (num_rows,)."""
+    lengths = np.zeros(num_rows, "<u4")
+    np.add.at(lengths, row, length.astype("<u4"))
+    return lengths
+
+
 def to_npy(rows: npt.NDArray[Any]) -> bytes:
     """An array as the bytes of a NumPy file."""
     sink = io.BytesIO()
