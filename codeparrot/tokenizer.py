@@ -26,7 +26,7 @@ import numpy as np
 import numpy.typing as npt
 from pydantic import Field, PositiveInt
 
-from codeparrot.characters import disputed_texts, text_buffers
+from codeparrot.characters import disputed_texts, foreign_places, text_buffers
 from codeparrot.errors import TokenizerError
 from codeparrot.merges import Merges, fast_merges, learn_merges
 from codeparrot.settings import Settings
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 Int64 = npt.NDArray[np.int64]
-Texts: TypeAlias = "Sequence[str] | pa.ChunkedArray"
+Texts: TypeAlias = "Sequence[str] | pa.ChunkedArray | pa.LargeStringArray"
 logger = logging.getLogger(__name__)
 
 EOS = "<|endoftext|>"
@@ -154,7 +154,7 @@ class Encoder:
 
     def checked(self, texts: Texts, seed: int = 0) -> "Encoder":
         """This encoder; if the back ends disagree on excerpts of `texts`, drawn by `seed`, one without the fast."""
-        excerpts = _excerpts(_column(texts), seed)
+        excerpts = _excerpts(text_column(texts), seed)
         if not excerpts or self._fast is None:
             return self
         ids, lengths = self.encode(excerpts)
@@ -168,7 +168,7 @@ class Encoder:
 
     def encode(self, texts: Texts) -> tuple[npt.NDArray[np.uint32], Int64]:
         """Token ids of all texts in one array, and how many belong to each: shapes (tokens,) and (texts,)."""
-        column = _column(texts)
+        column = text_column(texts)
         if self._fast is None:
             return self._encode_slow(column.to_pylist())
         data, borders = text_buffers(column)
@@ -227,11 +227,15 @@ class Encoder:
         return np.asarray([token.count(b"\n") for token in self._bytes_of], dtype=np.uint16)
 
 
-def _column(texts: Texts) -> "pa.LargeStringArray":
+def text_column(texts: Texts) -> "pa.LargeStringArray":
+    """Texts as the encoder takes them without another copy."""
     import pyarrow as pa
 
+    if isinstance(texts, pa.LargeStringArray):
+        return texts
     if isinstance(texts, pa.ChunkedArray):
-        return pa.concat_arrays(texts.cast(pa.large_string()).chunks) if texts.num_chunks else _column([])
+        chunks = texts.cast(pa.large_string()).chunks
+        return chunks[0] if len(chunks) == 1 else pa.concat_arrays([*chunks, text_column([])])
     return pa.array(texts, pa.large_string())
 
 
@@ -240,7 +244,7 @@ def _excerpts(column: "pa.LargeStringArray", seed: int) -> list[str]:
     not ASCII, where back ends have more to differ in."""
     data, borders = text_buffers(column)
     draw = np.random.default_rng(seed)
-    foreign = np.flatnonzero(data >= 0x80)
+    foreign = foreign_places(data)
     places = [draw.integers(len(data), size=NUM_EXCERPTS // 2) if len(data) else np.empty(0, np.int64)]
     places += [draw.choice(foreign, NUM_EXCERPTS // 2)] if len(foreign) else []
     excerpts = []

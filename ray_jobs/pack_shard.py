@@ -16,7 +16,7 @@ from codeparrot.manifest import File, Manifest, write_file
 from codeparrot.packing import copy_pieces, document_starts, encode_documents, row_lengths, to_npy
 from codeparrot.provenance import ORIGIN, first_lines, held, index_table, parts
 from codeparrot.storage import Storage, open_storage
-from codeparrot.tokenizer import kept_encoder
+from codeparrot.tokenizer import kept_encoder, text_column
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -47,7 +47,7 @@ def encode_shard(
     table = kept = from_parquet(curated.read(storage, name), [*ORIGIN, "content", "size_bytes"])
     if forgotten:
         kept = table.filter(pc.invert(pc.is_in(table["repository"], pa.array(sorted(forgotten), pa.string()))))
-    texts = kept["content"]
+    texts = text_column(kept["content"])
     tokens, lengths = encode_documents(texts, kept_encoder(tokenizer_json).checked(texts, key(0, "encode", name)))
     path = f"{folder}/{name}.tokens"
     storage.write(path, tokens.tobytes())

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tokenizers import pre_tokenizers
 
-from codeparrot.characters import DISPUTED, disputed_texts, text_buffers
+from codeparrot.characters import DISPUTED, disputed_texts, foreign_places, text_buffers
 
 NEW = "".join(chr(code) for first, last in DISPUTED for code in (first, last))
 ALL_NEW = {code for first, last in DISPUTED for code in range(first, last + 1)}
@@ -37,3 +37,9 @@ def test_texts_that_hold_one_are_found_wherever_it_stands(texts: list[str], skip
     column = pa.array(texts, pa.large_string())[skipped:]
     expected = [number for number, text in enumerate(texts[skipped:]) if ALL_NEW & {*map(ord, text)}]
     assert disputed_texts(*text_buffers(column)).tolist() == expected
+
+
+@given(st.binary(max_size=40), st.integers(0, 9))
+def test_all_bytes_beyond_ascii_are_found(data: bytes, skipped: int) -> None:
+    view = np.frombuffer(data, np.uint8)[skipped:]
+    assert foreign_places(view).tolist() == np.flatnonzero(view >= 0x80).tolist()

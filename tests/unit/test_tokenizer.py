@@ -22,11 +22,11 @@ from codeparrot.tokenizer import (
     MIN_VOCAB_SIZE,
     Encoder,
     TokenizerSettings,
-    _column,
     _excerpts,
     byte_alphabet,
     describe,
     gpt2_encoder,
+    text_column,
     tokenizer_files,
     train_tokenizer,
 )
@@ -234,11 +234,11 @@ def test_a_difference_is_found_where_it_is_likely(encoder: Encoder, corpus: list
 
 
 def test_which_excerpts_are_compared_depends_on_the_seed_alone(corpus: list[str]) -> None:
-    column = _column(corpus)
+    column = text_column(corpus)
     assert _excerpts(column, 1) == _excerpts(column, 1) != _excerpts(column, 2)
     assert all(excerpt in "\0".join(corpus) for excerpt in _excerpts(column, 1))
-    assert _excerpts(_column(["", "ab", ""]), 0) == ["ab"] * 8
-    assert _excerpts(_column(["", ""]), 0) == []
+    assert _excerpts(text_column(["", "ab", ""]), 0) == ["ab"] * 8
+    assert _excerpts(text_column(["", ""]), 0) == []
 
 
 # From idna/uts46data.py (BSD-3-Clause), where the back ends were seen to differ: letters that are new in Unicode 17.
