@@ -21,7 +21,7 @@ import numpy as np
 import numpy.typing as npt
 
 from codeparrot.characters import text_buffers
-from codeparrot.words import SEPARATOR, joined
+from codeparrot.words import SEPARATOR, learnable
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -158,8 +158,8 @@ def fast_merges(texts: Sequence[bytes], special_token: str, vocab_size: int) -> 
     """What gigatoken learns; None if that may not be what `tokenizers` learns, or our own learner is as fast."""
     from gigatoken import train_bpe
 
-    data, disputed = joined(texts)
-    if len(data) < SMALL_BYTES or len(disputed):
+    data = learnable(texts)
+    if len(data) < SMALL_BYTES:
         return None
     merges: Merges = train_bpe(data, vocab_size, [special_token], separator=SEPARATOR)[1]
     complete = len(merges) == vocab_size - NUM_BYTES - 1

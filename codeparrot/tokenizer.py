@@ -5,8 +5,8 @@ GPT-2's kind (byte-level, its regular expression for words, one special token `<
 `tokenizer.json`, so that `AutoTokenizer.from_pretrained` loads it.
 
 `gigatoken` trains and encodes, tens of times faster than `tokenizers`, whose results are the reference. The two differ
-on characters that are new in Unicode (`codeparrot.characters`): texts with those go through `tokenizers`. Against what
-nobody knows yet, excerpts of whatever is encoded are compared (`Encoder.checked`), and where the two differ
+on characters that are new in Unicode (`codeparrot.characters`): texts with those are encoded by `tokenizers`. Against
+what nobody knows yet, excerpts of whatever is encoded are compared (`Encoder.checked`), and where the two differ
 `tokenizers` takes over. The special token never comes out of encoding: a document that contains the text
 `<|endoftext|>` is code about tokenizers, not the end of a document.
 """

@@ -1,18 +1,17 @@
 """How often each word of a corpus occurs: all that merges are learned from.
 
-Words are what GPT-2's regular expression cuts a text into. gigatoken counts them, but for the few texts on which it
-and `tokenizers` may differ (`codeparrot.characters`): those are cut by `tokenizers`.
+Words are what GPT-2's regular expression cuts a text into. Lines with characters that are cut otherwise by gigatoken
+than by `tokenizers` (`codeparrot.characters`) are left out: a few dozen in hundreds of megabytes of code, for which
+everything else would have to be learned more slowly.
 
 A table of counts has the columns `word` (bytes, ascending) and `count`. Tables of parts of a corpus add up to that of
 the whole, in any order, so a corpus can be counted shard by shard.
 """
 
-from collections import Counter
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
-import numpy.typing as npt
 
 from codeparrot.characters import disputed_texts
 
@@ -22,11 +21,24 @@ if TYPE_CHECKING:
 SEPARATOR = b"\0"  # no document contains it: `documents.decode` rejects binary files
 
 
-def joined(texts: Sequence[bytes]) -> tuple[bytes, npt.NDArray[np.int64]]:
-    """The texts with a separator between them, and which of them hold disputed characters."""
+def learnable(texts: Sequence[bytes]) -> bytes:
+    """What is learned from, of these UTF-8 texts, with a separator between them."""
     data = SEPARATOR.join(texts)
+    disputed = _disputed(texts, data)
+    if not disputed:
+        return data
+    kept = list(texts)
+    for number in disputed:
+        lines = texts[number].splitlines(keepends=True)
+        out = {*_disputed(lines, SEPARATOR.join(lines))}
+        kept[number] = b"".join(line for place, line in enumerate(lines) if place not in out)
+    return SEPARATOR.join(kept)
+
+
+def _disputed(texts: Sequence[bytes], data: bytes) -> list[int]:
     borders = np.cumsum([0, *(len(text) + len(SEPARATOR) for text in texts)])
-    return data, disputed_texts(np.frombuffer(data, np.uint8), borders)
+    numbers: list[int] = disputed_texts(np.frombuffer(data, np.uint8), borders).tolist()
+    return numbers
 
 
 def count_words(texts: Sequence[bytes]) -> "pa.Table":
@@ -34,28 +46,9 @@ def count_words(texts: Sequence[bytes]) -> "pa.Table":
     import pyarrow as pa
     from gigatoken.gigatoken_rs import pretokenized_counts
 
-    data, disputed = joined(texts)
-    if len(disputed):
-        apart = set(disputed.tolist())
-        data = SEPARATOR.join(text for number, text in enumerate(texts) if number not in apart)
-    counts = Counter(dict(pretokenized_counts(data, SEPARATOR)))
-    for number in disputed:
-        counts.update(_words(texts[number].decode()))
-    words = sorted(counts)
-    return pa.table(
-        {
-            "word": pa.array(words, pa.large_binary()),
-            "count": pa.array([counts[word] for word in words], pa.int64()),
-        }
-    )
-
-
-def _words(text: str) -> list[bytes]:
-    """What `tokenizers` cuts a text into."""
-    from tokenizers import pre_tokenizers
-
-    found = pre_tokenizers.ByteLevel(add_prefix_space=False).pre_tokenize_str(text)
-    return [text[start:stop].encode() for _, (start, stop) in found]
+    found = sorted(pretokenized_counts(learnable(texts), SEPARATOR))
+    words, counts = [word for word, _ in found], [count for _, count in found]
+    return pa.table({"word": pa.array(words, pa.large_binary()), "count": pa.array(counts, pa.int64())})
 
 
 def add_up(tables: "Sequence[pa.Table]") -> "pa.Table":
