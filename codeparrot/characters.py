@@ -68,7 +68,8 @@ def foreign_places(data: Bytes) -> Int64:
     eights = data[: len(data) // 8 * 8].view(np.uint64)
     hits = np.flatnonzero(eights & np.uint64(0x8080808080808080))
     near = np.concatenate([(hits[:, None] * 8 + np.arange(8)).ravel(), np.arange(len(eights) * 8, len(data))])
-    return near[data[near] >= 0x80]
+    places: Int64 = near[data[near] >= 0x80]
+    return places
 
 
 def disputed_texts(data: Bytes, borders: Int64) -> Int64:

@@ -28,6 +28,7 @@ from codeparrot.tokenizer import (
     gpt2_encoder,
     text_column,
     tokenizer_files,
+    train_on_words,
     train_tokenizer,
 )
 
@@ -227,7 +228,7 @@ class BackEndWithoutForeignText:
 
 def test_a_difference_is_found_where_it_is_likely(encoder: Encoder, corpus: list[str]) -> None:
     wrong = copy(encoder)
-    wrong._fast = BackEndWithoutForeignText(encoder)  # type: ignore[assignment]
+    wrong._fast = BackEndWithoutForeignText(encoder)
     plain = [text.encode("ascii", "ignore").decode() for text in corpus]
     assert wrong.checked(plain) is wrong
     assert wrong.checked([*plain, "caf\u00e9"])._fast is None, "one character of a million"
@@ -254,7 +255,9 @@ def test_letters_that_are_new_in_unicode_have_the_ids_of_the_tokenizers_library(
 
 
 def test_without_that_the_back_ends_would_differ() -> None:
-    encoder = Encoder(train_tokenizer([SEEN.encode() * 3], MIN_VOCAB_SIZE + 8))
+    word = '"\U00016ebb",'.encode()
+    words = pa.table({"word": pa.array([word], pa.large_binary()), "count": pa.array([1], pa.int64())})
+    encoder = Encoder(train_on_words(words, MIN_VOCAB_SIZE + len(word) - 1))
     assert encoder._fast is not None
     fast = encoder._fast.encode_batch([SEEN], parallel=False).to_list()
     slow, _ = encoder._encode_slow([SEEN])
