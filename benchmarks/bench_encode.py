@@ -2,7 +2,8 @@
 
 Ours encodes as the pack stage does: a shard of 64 MB per core, with an encoder that has seen nothing. The peer is
 `encode_batch_fast` with its own threads, which take both cores too, and it keeps what it has cached. Ids are compared
-over the whole of the code; the samples are the first 128 MB.
+over the whole of the code, in which there are letters that the back ends read differently; the samples are the first
+128 MB.
 """
 
 import contextlib

@@ -26,6 +26,9 @@ Nothing here imports ray or kubernetes, so every piece runs in a plain test or u
     dedup              of documents that say the same, one stays
     near_dedup         of documents that say nearly the same, one stays
     splits             train and validation, by repository
+    characters         those that the two back ends of the tokenizer take for different kinds
+    words              how often each word of a corpus occurs
+    merges             what a byte-level BPE learns, by the fast back end or from counts of words
     tokenizer          byte-level BPE, trained and applied in bulk
     best_fit           numbers of rows filled with numbers of pieces, by best-fit decreasing
     packing            documents to rows, with a ledger that balances

@@ -11,7 +11,7 @@ import os
 import re
 import tempfile
 import threading
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -33,6 +33,8 @@ CACHED = re.compile(r"[0-9a-f]{64}\.(npy|lock)")
 TEMPORARY = ".codeparrot-tmp"
 RETRY_SECONDS = 600.0
 CACHE_BYTES = 10_000_000_000
+BESIDE = {"starts": "document boundaries", "lengths": "the lengths of its rows"}
+"""What was written of a shard beside its rows."""
 
 
 class PackedRows:
@@ -57,6 +59,8 @@ class PackedRows:
         self.cache_bytes = cache_bytes
         self._open: dict[int, npt.NDArray[Any]] = {}
         self._starts: dict[int, npt.NDArray[Any]] = {}
+        self._lengths: dict[int, npt.NDArray[Any]] = {}
+        self.has_padding = bool(counts.get("tokens_padding"))
         self._locks = [threading.Lock() for _ in self.files]
         self.wanted: list[int] = []
         self.family: Sequence[PackedRows] = [self]
@@ -98,15 +102,27 @@ class PackedRows:
         Raises ManifestError if the rows were packed without boundaries.
         """
         shard, row = divmod(int(index), self.rows_per_shard)
-        if shard not in self._starts:
-            name = self.files[shard].name.replace("/rows-", "/starts-")
+        return row_starts(self._beside(shard, "starts", self._starts), row, self.max_seq_len)
+
+    def lengths(self, indices: Sequence[int] | npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+        """How many tokens of these rows are no padding, which fills their ends: shape (len(indices),).
+
+        Raises ManifestError if the rows were packed without their lengths.
+        """
+        if not self.has_padding:
+            return np.full(len(indices), self.max_seq_len)
+        places = (divmod(int(index), self.rows_per_shard) for index in indices)
+        return np.array([self._beside(shard, "lengths", self._lengths)[row] for shard, row in places], np.int64)
+
+    def _beside(self, shard: int, what: str, kept: dict[int, npt.NDArray[Any]]) -> npt.NDArray[Any]:
+        if shard not in kept:
+            name = self.files[shard].name.replace("/rows-", f"/{what}-")
             if name not in self._manifest.names():
                 raise ManifestError(
-                    f"{self._manifest.prefix} was packed without document boundaries; run `python -m ray_jobs.pack` "
-                    "again"
+                    f"{self._manifest.prefix} was packed without {BESIDE[what]}; run `python -m ray_jobs.pack` again"
                 )
-            self._starts[shard] = np.load(io.BytesIO(self._fetch(self._manifest.file(name))), allow_pickle=False)
-        return row_starts(self._starts[shard], row, self.max_seq_len)
+            kept[shard] = np.load(io.BytesIO(self._fetch(self._manifest.file(name))), allow_pickle=False)
+        return kept[shard]
 
     def positions(self, indices: Sequence[int] | npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
         """The position of each token of these rows in its piece of a document: shape (len(indices), max_seq_len)."""
@@ -132,7 +148,7 @@ class PackedRows:
 
     def fetch_wanted(self) -> None:
         """Fetch what is wanted, in the background."""
-        for opened in (self._open, self._starts):
+        for opened in (self._open, self._starts, self._lengths):
             for shard in set(opened) - set(self.wanted):
                 del opened[shard]
         self._ahead = threading.Thread(target=self._fetch_ahead, args=(self.wanted,), name="prefetch", daemon=True)
@@ -202,6 +218,11 @@ class MixedRows:
         for part in parts:
             part.family = parts
 
+    @property
+    def has_padding(self) -> bool:
+        """Whether some rows end in padding."""
+        return any(part.has_padding for part in self._parts)
+
     def order(self, seed: int, window_shards: int) -> MixedOrder:
         """The order in which to train on these rows. Raises ManifestError if the cache is too small for it."""
         require_cache(self._parts, window_shards)
@@ -212,13 +233,27 @@ class MixedRows:
         """Token ids of these rows: shape (len(indices), max_seq_len), int64."""
         import torch
 
+        out = np.empty((len(indices), self.max_seq_len), dtype=np.int64)
+        for part, here, numbers in self._by_part(indices):
+            out[here] = part.rows(numbers)
+        return torch.from_numpy(out)
+
+    def lengths(self, indices: Sequence[int] | npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+        """How many tokens of these rows are no padding: shape (len(indices),)."""
+        out = np.empty(len(indices), dtype=np.int64)
+        for part, here, numbers in self._by_part(indices):
+            out[here] = part.lengths(numbers)
+        return out
+
+    def _by_part(
+        self, indices: Sequence[int] | npt.NDArray[np.int64]
+    ) -> Iterator[tuple[PackedRows, npt.NDArray[np.bool_], npt.NDArray[np.int64]]]:
+        """(corpus, which of the rows are in it, their numbers there)."""
         numbers = np.asarray(indices, dtype=np.int64)
-        out = np.empty((len(numbers), self.max_seq_len), dtype=np.int64)
         corpora = np.searchsorted(self._first_row, numbers, side="right") - 1
         for corpus, part in enumerate(self._parts):
             here = corpora == corpus
-            out[here] = part.rows(numbers[here] - self._first_row[corpus])
-        return torch.from_numpy(out)
+            yield part, here, numbers[here] - self._first_row[corpus]
 
     def prefetch(self, shards: Sequence[int]) -> None:
         """Fetch these shards in the background; others may leave the cache."""
@@ -232,6 +267,25 @@ class MixedRows:
 
 
 Rows = PackedRows | MixedRows
+
+
+def num_predicted(rows: Rows, indices: Sequence[int] | npt.NDArray[np.int64]) -> int:
+    """How many tokens of these rows are predicted: all but the first of each, and the padding."""
+    return int((rows.lengths(indices) - 1).sum())
+
+
+def batch_of(
+    rows: Rows, indices: Sequence[int] | npt.NDArray[np.int64], device: str = "cpu"
+) -> "tuple[torch.Tensor, ...]":
+    """Token ids of these rows, (B, T), and if there is padding in the corpus the rows' lengths without it, (B,)."""
+    import torch
+
+    batch = [rows.tensor(indices)]
+    if rows.has_padding:
+        batch.append(torch.from_numpy(rows.lengths(indices)))
+    if device.startswith("cuda"):
+        batch = [tensor.pin_memory() for tensor in batch]
+    return tuple(tensor.to(device, non_blocking=True) for tensor in batch)
 
 
 def require_cache(parts: Sequence[PackedRows], window_shards: int) -> None:

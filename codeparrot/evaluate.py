@@ -27,16 +27,19 @@ class EvaluateSettings(Settings):
     resources_per_worker: Resources = {"CPU": 1}
 
 
-def row_nll(model: "nn.Module", rows: "torch.Tensor") -> "torch.Tensor":
+def row_nll(model: "nn.Module", rows: "torch.Tensor", lengths: "torch.Tensor | None" = None) -> "torch.Tensor":
     """Summed negative log-likelihood of each row's tokens but the first, in nats: shape (B,), float64.
 
-    `rows`: token ids of shape (B, T).
+    `rows`: token ids of shape (B, T); `lengths`: how many of each are no padding, which is not predicted, (B,).
     """
     import torch.nn.functional as F
 
+    from codeparrot.loss import predicted
+
     logits = model(input_ids=rows).logits  # (B, T, V)
     losses = F.cross_entropy(logits[:, :-1].flatten(0, 1).float(), rows[:, 1:].flatten(), reduction="none")
-    return losses.view(rows.shape[0], -1).double().sum(dim=1)
+    by_row = losses.view(rows.shape[0], -1).double()
+    return (by_row if lengths is None else by_row * predicted(rows, lengths)).sum(dim=1)
 
 
 def spread(num_rows: int, wanted: int | None) -> list[int]:

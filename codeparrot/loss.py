@@ -23,45 +23,56 @@ class NextTokenLoss(nn.Module):
         super().__init__()
         self.model = model
 
-    def forward(self, rows: torch.Tensor) -> torch.Tensor:
+    def forward(self, rows: torch.Tensor, lengths: torch.Tensor | None = None) -> torch.Tensor:
         """Summed negative log-likelihood of all tokens but the first of each row, in nats: a scalar, float64.
 
-        `rows`: token ids of shape (B, T).
+        `rows`: token ids of shape (B, T); `lengths`: how many of each are no padding, which is not predicted, (B,).
         """
         hidden = self.model.base_model(input_ids=rows, use_cache=False).last_hidden_state  # (B, T, C)
         weight = self.model.get_output_embeddings().weight  # (V, C)
-        return summed_nll(hidden[:, :-1].flatten(0, 1), weight, rows[:, 1:].flatten())
+        kept = None if lengths is None else predicted(rows, lengths).flatten()
+        return summed_nll(hidden[:, :-1].flatten(0, 1), weight, rows[:, 1:].flatten(), kept)
 
 
-def summed_nll(hidden: torch.Tensor, weight: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+def predicted(rows: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
+    """Which of the tokens but the first of each row are no padding: shape (B, T - 1), bool."""
+    return torch.arange(1, rows.shape[1], device=rows.device) < lengths.unsqueeze(1)
+
+
+def summed_nll(
+    hidden: torch.Tensor, weight: torch.Tensor, targets: torch.Tensor, kept: torch.Tensor | None = None
+) -> torch.Tensor:
     """-sum(log softmax(hidden @ weight.T)[n, targets[n]]) over n, in nats: a scalar, float64.
 
-    `hidden`: (N, C); `weight`: (V, C); `targets`: (N,) ids below V.
+    `hidden`: (N, C); `weight`: (V, C); `targets`: (N,) ids below V; `kept`: which n count, shape (N,), None: all.
     """
     if torch.is_grad_enabled():
-        total: torch.Tensor = _SummedNLL.apply(hidden, weight, targets)
+        total: torch.Tensor = _SummedNLL.apply(hidden, weight, targets, kept)
         return total
-    return _go_through(hidden, weight, targets, None)
+    return _go_through(hidden, weight, targets, kept, None)
 
 
 class _SummedNLL(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, hidden: torch.Tensor, weight: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    def forward(
+        ctx: Any, hidden: torch.Tensor, weight: torch.Tensor, targets: torch.Tensor, kept: torch.Tensor | None
+    ) -> torch.Tensor:
         gradients = torch.empty_like(hidden), torch.zeros_like(weight)
-        total = _go_through(hidden, weight, targets, gradients)
+        total = _go_through(hidden, weight, targets, kept, gradients)
         ctx.save_for_backward(*gradients)
         return total
 
     @staticmethod
     def backward(ctx: Any, *outer: Any) -> Any:
         by_hidden, by_weight = ctx.saved_tensors
-        return by_hidden * outer[0].to(by_hidden.dtype), by_weight * outer[0].to(by_weight.dtype), None
+        return by_hidden * outer[0].to(by_hidden.dtype), by_weight * outer[0].to(by_weight.dtype), None, None
 
 
 def _go_through(
     hidden: torch.Tensor,
     weight: torch.Tensor,
     targets: torch.Tensor,
+    kept: torch.Tensor | None,
     gradients: tuple[torch.Tensor, torch.Tensor] | None,
 ) -> torch.Tensor:
     """The sum; tensors for the gradients by `hidden` and by `weight`, the latter of zeros, are filled."""
@@ -78,12 +89,16 @@ def _go_through(
             logits -= logits.amax(1, keepdim=True)
             said = logits.gather(1, wanted)
             normalizer = logits.exp_().sum(1, keepdim=True)
-            total += (normalizer.log() - said).sum(dtype=torch.float64)
+            nll = normalizer.log() - said  # (n, 1)
+            counts = None if kept is None else kept[part].unsqueeze(1)
+            total += (nll if counts is None else nll * counts).sum(dtype=torch.float64)
             if gradients is None:
                 continue
             by_hidden, by_weight = gradients
             slopes = logits.div_(normalizer)
             slopes.scatter_add_(1, wanted, slopes.new_full(wanted.shape, -1.0))
+            if counts is not None:
+                slopes.mul_(counts)
             slopes = slopes.to(dtype)
             by_hidden[part] = slopes @ matrix
             if by_weight.dtype == dtype:

@@ -15,7 +15,6 @@ A packed shard is a NumPy file of shape (rows, max_seq_len), uint16 if the vocab
 """
 
 import io
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -26,7 +25,7 @@ from pydantic import Field, PositiveInt
 from codeparrot.best_fit import best_fit, slots
 from codeparrot.errors import LedgerError
 from codeparrot.settings import Settings
-from codeparrot.tokenizer import Encoder
+from codeparrot.tokenizer import Encoder, Texts
 
 if TYPE_CHECKING:
     TokenArray = npt.NDArray[np.uint16] | npt.NDArray[np.uint32]
@@ -104,14 +103,16 @@ def token_dtype(vocab_size: int) -> "np.dtype[Any]":
     return np.dtype("<u2" if vocab_size <= UINT16_TOKENS else "<u4")
 
 
-def encode_documents(texts: Sequence[str], encoder: Encoder) -> "tuple[TokenArray, Int64]":
+def encode_documents(texts: Texts, encoder: Encoder) -> "tuple[TokenArray, Int64]":
     """All documents as one sequence, each followed by the end-of-text token, and how long each is, that included.
 
     Shapes (tokens,) and (documents,).
     """
     ids, lengths = encoder.encode(texts)
-    ends = np.cumsum(lengths)
-    return np.insert(ids, ends, encoder.eos_token_id).astype(token_dtype(encoder.vocab_size)), lengths + 1
+    begins = np.cumsum(lengths) - lengths
+    tokens = np.full(len(ids) + len(lengths), encoder.eos_token_id, token_dtype(encoder.vocab_size))
+    copy_pieces(ids, begins, lengths, tokens, begins + np.arange(len(lengths)))
+    return tokens, lengths + 1
 
 
 def plan(lengths: Int64, *, max_seq_len: int, strategy: Strategy) -> Plan:
@@ -185,6 +186,13 @@ def document_starts(row: Int64, offset: Int64, length: Int64, max_seq_len: int) 
     padding = ends[last & (ends % max_seq_len != 0)]
     starts = np.sort(np.concatenate([begins, padding]))
     return starts.astype("<u4" if not len(starts) or starts[-1] < 1 << 32 else "<u8")
+
+
+def row_lengths(row: Int64, length: Int64, num_rows: int) -> npt.NDArray[np.uint32]:
+    """How many tokens of each row are those of pieces, not padding: shape (num_rows,)."""
+    lengths = np.zeros(num_rows, "<u4")
+    np.add.at(lengths, row, length.astype("<u4"))
+    return lengths
 
 
 def to_npy(rows: npt.NDArray[Any]) -> bytes:

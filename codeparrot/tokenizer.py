@@ -4,11 +4,11 @@ A general tokenizer spends a token on every space; one trained on Python knows i
 GPT-2's kind (byte-level, its regular expression for words, one special token `<|endoftext|>`), stored as
 `tokenizer.json`, so that `AutoTokenizer.from_pretrained` loads it.
 
-`gigatoken` trains and encodes, tens of times faster than `tokenizers`; every encoder compares the two on a sample
-when it starts and falls back to `tokenizers` if they differ. The special token never comes out of encoding: a
-document that contains the text `<|endoftext|>` is code about tokenizers, not the end of a document.
-
-Not covered: corpora larger than one machine's memory (`max_training_bytes` samples them).
+`gigatoken` trains and encodes, tens of times faster than `tokenizers`, whose results are the reference. The two differ
+on characters that are new in Unicode (`codeparrot.characters`): texts with those are encoded by `tokenizers`. Against
+what nobody knows yet, excerpts of whatever is encoded are compared (`Encoder.checked`), and where the two differ
+`tokenizers` takes over. The special token never comes out of encoding: a document that contains the text
+`<|endoftext|>` is code about tokenizers, not the end of a document.
 """
 
 import json
@@ -20,24 +20,29 @@ from copy import copy
 from functools import cached_property, lru_cache
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
+import numpy as np
+import numpy.typing as npt
 from pydantic import Field, PositiveInt
 
+from codeparrot.characters import disputed_texts, foreign_places, text_buffers
 from codeparrot.errors import TokenizerError
+from codeparrot.merges import Merges, fast_merges, learn_merges
 from codeparrot.settings import Settings
+from codeparrot.words import count_words
 
 if TYPE_CHECKING:
-    import numpy as np
-    import numpy.typing as npt
+    import pyarrow as pa
 
+Int64 = npt.NDArray[np.int64]
+Texts: TypeAlias = "Sequence[str] | pa.ChunkedArray | pa.LargeStringArray"
 logger = logging.getLogger(__name__)
 
 EOS = "<|endoftext|>"
 NUM_BYTES = 256
 MIN_VOCAB_SIZE = NUM_BYTES + 1
-SEPARATOR = b"\0"  # no document contains it: `documents.decode` rejects binary files
-CHECK_CHARACTERS = 50_000
+NUM_EXCERPTS, EXCERPT_BYTES = 16, 500
 NUM_LISTED = 20
 
 
@@ -48,6 +53,9 @@ class TokenizerSettings(Settings):
     """Including 256 bytes and `<|endoftext|>`."""
     max_training_bytes: PositiveInt = 1_000_000_000
     """Text to learn merges from, about: of a larger corpus, documents are drawn until there is as much."""
+    max_bytes_in_memory: PositiveInt = 1_000_000_000
+    """Of more text than this, words are counted by tasks, shard by shard, and no machine holds it. The merges are the
+    same."""
 
 
 def byte_alphabet() -> dict[int, str]:
@@ -63,19 +71,40 @@ def train_tokenizer(texts: Sequence[bytes], vocab_size: int) -> str:
     Ids: 0 is `<|endoftext|>`, 1 to 256 the bytes, then the merges in the order they were learned. Raises
     TokenizerError if the corpus does not support that many tokens.
     """
-    from gigatoken import train_bpe
+    merges = fast_merges(texts, EOS, vocab_size)
+    return train_on_words(count_words(texts), vocab_size) if merges is None else _trained(merges, vocab_size)
 
-    _, merges = train_bpe(SEPARATOR.join(texts), vocab_size, [EOS], separator=SEPARATOR)
-    alphabet = byte_alphabet()
-    pairs = [("".join(alphabet[b] for b in left), "".join(alphabet[b] for b in right)) for left, right in merges]
-    tokens = [EOS, *sorted(alphabet.values()), *("".join(pair) for pair in pairs)]
-    vocab = {token: index for index, token in enumerate(dict.fromkeys(tokens))}
-    if len(vocab) < vocab_size:
+
+def train_on_words(words: "pa.Table", vocab_size: int) -> str:
+    """The same from counts of words (`codeparrot.words`)."""
+    import pyarrow.compute as pc
+
+    order = sorted(byte_alphabet().items(), key=lambda item: item[1])
+    ids = np.empty(NUM_BYTES, np.int64)
+    ids[[byte for byte, _ in order]] = np.arange(1, MIN_VOCAB_SIZE)
+    tokens = [b"", *(bytes([byte]) for byte, _ in order)]
+    merges = []
+    for left, right in learn_merges(words, ids, vocab_size - MIN_VOCAB_SIZE):
+        merges.append((tokens[left], tokens[right]))
+        tokens.append(tokens[left] + tokens[right])
+    if len(tokens) < vocab_size:
+        size = pc.sum(pc.multiply(pc.binary_length(words["word"]), words["count"])).as_py() or 0
         raise TokenizerError(
-            f"tokenizer.vocab_size: {vocab_size} tokens asked for, but the corpus of "
-            f"{sum(map(len, texts)):,} bytes supports only {len(vocab)}; lower it or add code"
+            f"tokenizer.vocab_size: {vocab_size} tokens asked for, but the corpus of {size:,} bytes supports only "
+            f"{len(tokens)}; lower it or add code"
         )
-    return _tokenizer_json(vocab, pairs)
+    return _trained(merges, vocab_size)
+
+
+def _trained(merges: Merges, vocab_size: int) -> str:
+    alphabet = str.maketrans({chr(byte): character for byte, character in byte_alphabet().items()})
+    pairs = [
+        (left.decode("latin-1").translate(alphabet), right.decode("latin-1").translate(alphabet))
+        for left, right in merges
+    ]
+    tokens = [EOS, *sorted(byte_alphabet().values()), *map("".join, pairs)]
+    assert len(tokens) == vocab_size
+    return _tokenizer_json({token: index for index, token in enumerate(tokens)}, pairs)
 
 
 def _tokenizer_json(vocab: dict[str, int], merges: Sequence[tuple[str, str]]) -> str:
@@ -108,8 +137,8 @@ def tokenizer_files(tokenizer_json: str, max_seq_len: int) -> dict[str, bytes]:
 class Encoder:
     """Text to token ids, in bulk, without the special token."""
 
-    def __init__(self, tokenizer_json: str, check: Sequence[str] = ()) -> None:
-        """`check`: texts on which both back ends are compared; the first 50,000 characters of them are used."""
+    def __init__(self, tokenizer_json: str, check: Texts = ()) -> None:
+        """`check`: texts of which excerpts are compared."""
         import gigatoken
         import tokenizers
 
@@ -123,36 +152,51 @@ class Encoder:
         self._fast: gigatoken.Tokenizer | None = gigatoken.Tokenizer.from_json(text)
         self._fast = self.checked(check)._fast
 
-    def checked(self, texts: Sequence[str]) -> "Encoder":
-        """This encoder; if both back ends disagree on the first 50,000 characters of `texts`, one without the fast."""
-        sample = _sample(texts)
-        if not sample or self._fast is None:
+    def checked(self, texts: Texts, seed: int = 0) -> "Encoder":
+        """This encoder; if the back ends disagree on excerpts of `texts`, drawn by `seed`, one without the fast."""
+        excerpts = _excerpts(text_column(texts), seed)
+        if not excerpts or self._fast is None:
             return self
-        if self._encode_fast(sample)[0].tolist() == self._encode_slow(sample)[0].tolist():
+        ids, lengths = self.encode(excerpts)
+        their_ids, their_lengths = self._encode_slow(excerpts)
+        if np.array_equal(ids, their_ids) and np.array_equal(lengths, their_lengths):
             return self
         logger.warning("gigatoken and tokenizers disagree on this corpus; using tokenizers (slower)")
         slow = copy(self)
         slow._fast = None
         return slow
 
-    def encode(self, texts: Sequence[str]) -> "tuple[npt.NDArray[np.uint32], npt.NDArray[np.int64]]":
+    def encode(self, texts: Texts) -> tuple[npt.NDArray[np.uint32], Int64]:
         """Token ids of all texts in one array, and how many belong to each: shapes (tokens,) and (texts,)."""
-        return self._encode_fast(texts) if self._fast is not None else self._encode_slow(texts)
+        column = text_column(texts)
+        if self._fast is None:
+            return self._encode_slow(column.to_pylist())
+        data, borders = text_buffers(column)
+        ids, lengths = self._encode_fast(data, borders)
+        disputed = disputed_texts(data, borders)
+        if not len(disputed):
+            return ids, lengths
+        their_ids, their_lengths = self._encode_slow(column.take(disputed).to_pylist())
+        ends = np.cumsum(lengths)
+        pieces = np.split(ids, np.stack([ends - lengths, ends], axis=1)[disputed].ravel())
+        pieces[1::2] = np.split(their_ids, np.cumsum(their_lengths)[:-1])
+        lengths[disputed] = their_lengths
+        return np.concatenate(pieces), lengths
 
-    def _encode_fast(self, texts: Sequence[str]) -> "tuple[npt.NDArray[np.uint32], npt.NDArray[np.int64]]":
+    def _encode_fast(self, data: npt.NDArray[np.uint8], borders: Int64) -> tuple[npt.NDArray[np.uint32], Int64]:
         import awkward as ak
-        import numpy as np
+        from awkward.contents import ListOffsetArray, NumpyArray
 
         assert self._fast is not None
-        if not texts:
+        if len(borders) == 1:
             return np.empty(0, np.uint32), np.empty(0, np.int64)
+        characters = NumpyArray(data, parameters={"__array__": "char"})
+        texts = ListOffsetArray(ak.index.Index64(borders), characters, parameters={"__array__": "string"})
         # The calling thread alone: Ray runs one such task per core.
-        ids = self._fast.encode_batch(list(texts), parallel=False)
-        return np.asarray(ak.flatten(ids), dtype=np.uint32), np.asarray(ak.num(ids), dtype=np.int64)
+        ids = self._fast.encode_batch(ak.Array(texts), parallel=False)
+        return np.asarray(ak.flatten(ids), dtype=np.uint32), np.array(ak.num(ids), dtype=np.int64)
 
-    def _encode_slow(self, texts: Sequence[str]) -> "tuple[npt.NDArray[np.uint32], npt.NDArray[np.int64]]":
-        import numpy as np
-
+    def _encode_slow(self, texts: Sequence[str]) -> tuple[npt.NDArray[np.uint32], Int64]:
         ids = [encoding.ids for encoding in self._slow.encode_batch_fast(list(texts), add_special_tokens=False)]
         flat = [token for tokens in ids for token in tokens]
         return np.asarray(flat, dtype=np.uint32), np.asarray([len(tokens) for tokens in ids], dtype=np.int64)
@@ -174,27 +218,41 @@ class Encoder:
                 table[index] = bytes(unprintable[character] for character in token)
         return table
 
-    def token_bytes(self) -> "npt.NDArray[np.int64]":
+    def token_bytes(self) -> Int64:
         """How many bytes of text each token stands for, 0 for `<|endoftext|>`: shape (vocab_size,)."""
-        import numpy as np
-
         return np.asarray([len(token) for token in self._bytes_of], dtype=np.int64)
 
-    def token_newlines(self) -> "npt.NDArray[np.uint16]":
+    def token_newlines(self) -> npt.NDArray[np.uint16]:
         """How many line feeds each token holds: shape (vocab_size,)."""
-        import numpy as np
-
         return np.asarray([token.count(b"\n") for token in self._bytes_of], dtype=np.uint16)
 
 
-def _sample(texts: Sequence[str]) -> list[str]:
-    sample, room = [], CHECK_CHARACTERS
-    for text in texts:
-        if room <= 0:
-            break
-        sample.append(text[:room])
-        room -= len(text)
-    return sample
+def text_column(texts: Texts) -> "pa.LargeStringArray":
+    """Texts as the encoder takes them without another copy."""
+    import pyarrow as pa
+
+    if isinstance(texts, pa.LargeStringArray):
+        return texts
+    if isinstance(texts, pa.ChunkedArray):
+        chunks = texts.cast(pa.large_string()).chunks
+        return chunks[0] if len(chunks) == 1 else pa.concat_arrays([*chunks, text_column([])])
+    return pa.array(texts, pa.large_string())
+
+
+def _excerpts(column: "pa.LargeStringArray", seed: int) -> list[str]:
+    """Of a few hundred bytes each, from places that are drawn: half of them from all places, half from those that are
+    not ASCII, where back ends have more to differ in."""
+    data, borders = text_buffers(column)
+    draw = np.random.default_rng(seed)
+    foreign = foreign_places(data)
+    places = [draw.integers(len(data), size=NUM_EXCERPTS // 2) if len(data) else np.empty(0, np.int64)]
+    places += [draw.choice(foreign, NUM_EXCERPTS // 2)] if len(foreign) else []
+    excerpts = []
+    for place in np.concatenate(places).tolist():
+        text = int(np.searchsorted(borders, place, side="right"))
+        begin = max(place - EXCERPT_BYTES // 2, borders[text - 1])
+        excerpts.append(data[begin : min(begin + EXCERPT_BYTES, borders[text])].tobytes().decode(errors="ignore"))
+    return excerpts
 
 
 @lru_cache(maxsize=1)

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 from codeparrot.checkpoint import Checkpoint
 from codeparrot.checkpoint_writer import CheckpointWriter
 from codeparrot.data_order import rank_rows
+from codeparrot.dataloader import batch_of, num_predicted
 from codeparrot.draws import key
 from codeparrot.errors import CheckpointError, TrainingError
 from codeparrot.evaluate import spread
@@ -144,13 +145,13 @@ def train_step(trainer: Trainer) -> "tuple[torch.Tensor, torch.Tensor]":
     torch.manual_seed(key(job.seed, "step", trainer.step, world.rank))
     batch = trainer.order.global_batch(trainer.step, settings.global_batch_size)
     trainer.rows_digest = sha256_hex(trainer.rows_digest.encode() + batch.astype("<i8").tobytes())
-    tokens = len(batch) * (job.rows.max_seq_len - 1)
+    tokens = num_predicted(job.rows, batch)
     trainer.parallel.train()
     total = torch.zeros((), device=world.device)
-    for rows, last in _micro_batches(trainer, rank_rows(batch, world.rank, world.world_size)):
+    for part, last in _micro_batches(trainer, rank_rows(batch, world.rank, world.world_size)):
         with exchanging(trainer.parallel, last):
             with autocast(trainer.precision, world.device):
-                loss = trainer.parallel(rows) / tokens
+                loss = trainer.parallel(*part) / tokens
             # Gradients are averaged over the ranks; the loss is already divided by the tokens of all of them.
             (loss * world.world_size).backward()
         total += loss.detach()
@@ -166,17 +167,15 @@ def train_step(trainer: Trainer) -> "tuple[torch.Tensor, torch.Tensor]":
     return total, norm
 
 
-def _micro_batches(trainer: Trainer, rows: Any) -> "Iterator[tuple[torch.Tensor, bool]]":
-    """(token ids of shape (B, T), whether it is the last of the step)."""
+def _micro_batches(trainer: Trainer, rows: Any) -> "Iterator[tuple[tuple[torch.Tensor, ...], bool]]":
+    """(what `dataloader.batch_of` gives, on the device; whether it is the last of the step)."""
     source, size = trainer.job.rows, trainer.job.train.micro_batch_size
     position = trainer.step * trainer.job.train.global_batch_size
     source.prefetch(trainer.order.shards(position, WINDOWS_AHEAD))
     for start in range(0, len(rows), size):
         with trainer.clock.waiting("data"):
-            part = source.tensor(rows[start : start + size])
-        if trainer.world.device.startswith("cuda"):
-            part = part.pin_memory()
-        yield part.to(trainer.world.device, non_blocking=True), start + size >= len(rows)
+            part = batch_of(source, rows[start : start + size], trainer.world.device)
+        yield part, start + size >= len(rows)
 
 
 def validation_loss(trainer: Trainer) -> float:
@@ -192,10 +191,10 @@ def validation_loss(trainer: Trainer) -> float:
         for start in range(0, len(chosen), size * world.world_size):  # as many forward passes on every rank
             batch = chosen[start : start + size * world.world_size]
             mine = batch[world.rank :: world.world_size]
-            nll = trainer.parallel(rows.tensor(mine or batch[:1]).to(world.device))
+            nll = trainer.parallel(*batch_of(rows, mine or batch[:1], world.device))
             total += nll if mine else 0.0
     reshard(trainer.parallel)
-    return _sum_over_ranks(trainer, total).item() / (len(chosen) * (rows.max_seq_len - 1))
+    return _sum_over_ranks(trainer, total).item() / num_predicted(rows, chosen)
 
 
 def _sum_over_ranks(trainer: Trainer, value: "torch.Tensor") -> "torch.Tensor":

@@ -10,7 +10,7 @@ from dataclasses import asdict
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from codeparrot.dataloader import PackedRows
+from codeparrot.dataloader import PackedRows, batch_of, num_predicted
 from codeparrot.evaluate import row_nll
 from codeparrot.evaluate import spread as spread_rows
 from codeparrot.manifest import Manifest
@@ -44,7 +44,7 @@ def run(work: Work) -> Output:
     targets = rows.rows(chosen)[:, 1:]
     result = measures(
         math.fsum(nll for batch in results for nll in batch),
-        num_tokens=targets.size,
+        num_tokens=num_predicted(rows, chosen),
         num_bytes=int(encoder.token_bytes()[targets].sum()),
     )
     text = text_of(rows, chosen, encoder)
@@ -63,7 +63,7 @@ def evaluate_rows(indices: Sequence[int], *, uri: str, packed: Manifest, trained
 
     rows = _once("rows", uri, packed, lambda: PackedRows(open_storage(uri), packed, "validation"))
     with torch.inference_mode():
-        return [float(nll) for nll in row_nll(exported_model(uri, trained), rows.tensor(indices))]
+        return [float(nll) for nll in row_nll(exported_model(uri, trained), *batch_of(rows, indices))]
 
 
 def exported_model(uri: str, trained: Manifest) -> "transformers.PreTrainedModel":

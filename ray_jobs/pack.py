@@ -40,6 +40,7 @@ def run(work: Work) -> Output:
         max_seq_len=settings.max_seq_len,
         dtype=dtype.str,
         eos_token_id=encoder.eos_token_id,
+        padded=settings.strategy == "best_fit",
         newlines=encoder.token_newlines(),
     )
     write = partial(write_rows, uri=work.storage.uri, folder=work.attempt.folder, rows=rows)

@@ -11,11 +11,12 @@ import numpy as np
 import numpy.typing as npt
 
 from codeparrot.documents import from_parquet, to_parquet
+from codeparrot.draws import key
 from codeparrot.manifest import File, Manifest, write_file
-from codeparrot.packing import copy_pieces, document_starts, encode_documents, to_npy
+from codeparrot.packing import copy_pieces, document_starts, encode_documents, row_lengths, to_npy
 from codeparrot.provenance import ORIGIN, first_lines, held, index_table, parts
 from codeparrot.storage import Storage, open_storage
-from codeparrot.tokenizer import kept_encoder
+from codeparrot.tokenizer import kept_encoder, text_column
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -43,10 +44,11 @@ def encode_shard(
     import pyarrow.compute as pc
 
     storage = open_storage(uri)
-    table = from_parquet(curated.read(storage, name), [*ORIGIN, "content", "size_bytes"])
-    kept = table.filter(pc.invert(pc.is_in(table["repository"], pa.array(sorted(forgotten), pa.string()))))
-    texts = kept["content"].to_pylist()
-    tokens, lengths = encode_documents(texts, kept_encoder(tokenizer_json).checked(texts))
+    table = kept = from_parquet(curated.read(storage, name), [*ORIGIN, "content", "size_bytes"])
+    if forgotten:
+        kept = table.filter(pc.invert(pc.is_in(table["repository"], pa.array(sorted(forgotten), pa.string()))))
+    texts = text_column(kept["content"])
+    tokens, lengths = encode_documents(texts, kept_encoder(tokenizer_json).checked(texts, key(0, "encode", name)))
     path = f"{folder}/{name}.tokens"
     storage.write(path, tokens.tobytes())
     storage.write(origins_path(path), to_parquet(kept.select(ORIGIN)))
@@ -111,6 +113,8 @@ class Rows:
     max_seq_len: int
     dtype: str
     eos_token_id: int
+    padded: bool
+    """Whether rows end in padding."""
     newlines: npt.NDArray[np.uint16]
     """In each token of the vocabulary: shape (vocab_size,)."""
 
@@ -136,6 +140,8 @@ def write_rows(target: Target, *, uri: str, folder: str, rows: Rows) -> Written:
     else:
         contents[f"rows-{kind}.npy"] = to_npy(tokens.reshape(-1, max_seq_len))
         contents[f"starts-{kind}.npy"] = to_npy(starts)
+        if rows.padded:
+            contents[f"lengths-{kind}.npy"] = to_npy(row_lengths(row, pieces.length, len(tokens) // max_seq_len))
     files = [write_file(storage, folder, f"{target.split}/{name}", data) for name, data in contents.items()]
     return Written(target.split, files, len(tokens) // max_seq_len, int(pieces.length.sum()), held(index))
 

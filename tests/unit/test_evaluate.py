@@ -39,6 +39,14 @@ def test_the_loss_of_a_row_is_that_of_its_tokens_but_the_first(num_rows: int, le
     assert losses.tolist() == pytest.approx([plain_nll(row) for row in batch.tolist()], rel=1e-5)
 
 
+@given(st.lists(st.integers(1, 6), min_size=1, max_size=5))
+def test_padding_is_not_predicted(lengths: list[int]) -> None:
+    batch = rows(len(lengths), 6)
+    losses = row_nll(Bigrams(), batch, torch.tensor(lengths))
+    expected = [plain_nll(row[:length]) for row, length in zip(batch.tolist(), lengths, strict=True)]
+    assert losses.tolist() == pytest.approx(expected, rel=1e-5)
+
+
 @given(st.integers(1, 12))
 def test_the_batch_size_does_not_matter(batch_size: int) -> None:
     """The original averaged the means of batches, so that the short last batch weighed too much."""

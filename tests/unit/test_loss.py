@@ -68,6 +68,26 @@ def test_under_autocast_products_are_of_half_precision_and_sums_are_not() -> Non
         torch.testing.assert_close(mine.grad, theirs.grad, rtol=0.1, atol=0.1)
 
 
+def test_padding_changes_neither_loss_nor_gradients(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(loss.CHUNK_BYTES, "cpu", 4 * 64 * 5)
+    config = model_config(ModelSettings(n_layer=1, n_head=2, n_embd=16), vocab_size=64, max_seq_len=12, eos_token_id=0)
+    ours, theirs = build_model(config, 3), build_model(config, 3)
+    rows = torch.randint(64, (3, 12), generator=torch.Generator().manual_seed(1))
+    lengths = torch.tensor([12, 7, 1])
+    total = NextTokenLoss(ours)(rows, lengths)
+    total.backward()
+    alone = [NextTokenLoss(theirs)(row[None, :length]) for row, length in zip(rows, lengths.tolist(), strict=True)]
+    torch.stack(alone).sum().backward()  # type: ignore[no-untyped-call]
+    assert total.item() == pytest.approx(sum(part.item() for part in alone), rel=1e-6)
+    with torch.no_grad():
+        assert NextTokenLoss(ours)(rows, lengths).item() == total.item()
+        assert NextTokenLoss(ours)(rows, torch.full((3,), 12)).item() == NextTokenLoss(ours)(rows).item()
+    for mine, other in zip(ours.parameters(), theirs.parameters(), strict=True):
+        assert mine.grad is not None
+        assert other.grad is not None
+        torch.testing.assert_close(mine.grad, other.grad, rtol=1e-4, atol=1e-6)
+
+
 def test_around_a_model_it_is_the_loss_that_transformers_computes() -> None:
     config = model_config(ModelSettings(n_layer=2, n_head=2, n_embd=16), vocab_size=64, max_seq_len=12, eos_token_id=0)
     ours, theirs = build_model(config, 3), build_model(config, 3)

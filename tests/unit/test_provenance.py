@@ -102,6 +102,7 @@ def check_boundaries(storage: Storage, manifest: Manifest, index: list[dict[str,
         end = pieces[-1]["offset"] + pieces[-1]["num_tokens"]
         expected += [end] if end < MAX_SEQ_LEN else []
         assert rows.starts(row).tolist() == expected
+        assert rows.lengths([row]).tolist() == [end]
         assert rows.positions([row])[0, expected].tolist() == [0] * len(expected)
         assert rows.segments([row])[0, expected].tolist() == list(range(len(expected)))
 
@@ -162,6 +163,10 @@ def test_rows_without_boundaries_are_read_and_say_so(storage: LocalStorage) -> N
     assert rows.rows([0]).shape == (1, MAX_SEQ_LEN)
     with pytest.raises(ManifestError, match="was packed without document boundaries; run"):
         rows.starts(0)
+    assert rows.lengths([1, 0]).tolist() == [MAX_SEQ_LEN] * 2, "what has no padding needs no lengths"
+    rows.has_padding = True
+    with pytest.raises(ManifestError, match="was packed without the lengths of its rows; run"):
+        rows.lengths([0])
 
 
 class Asking:

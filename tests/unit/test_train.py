@@ -40,8 +40,11 @@ SETTINGS: dict[str, Any] = {
 }
 
 
-def packed_corpus(storage: LocalStorage) -> Manifest:
-    """Random rows, in two shards of the train split and one of the validation split. Made once in a store."""
+def packed_corpus(storage: LocalStorage, *, padded: bool = False) -> Manifest:
+    """Random rows, in two shards of the train split and one of the validation split. Made once in a store.
+
+    `padded`: some of them are said to end in padding.
+    """
     made = load_manifest(storage, "packed")
     if made is not None:
         return made
@@ -52,7 +55,10 @@ def packed_corpus(storage: LocalStorage) -> Manifest:
         for index, size in enumerate(sizes):
             rows = random.integers(1, VOCAB_SIZE, size=(size, MAX_SEQ_LEN)).astype("<u2")
             files.append(attempt.write(f"{split}/rows-{index:05d}.npy", to_npy(rows)))
-        splits[split] = {"num_rows": sum(sizes), "tokens_in": sum(sizes) * MAX_SEQ_LEN}
+            if padded:
+                lengths = MAX_SEQ_LEN - np.arange(size, dtype="<u4") % 5
+                files.append(attempt.write(f"{split}/lengths-{index:05d}.npy", to_npy(lengths)))
+        splits[split] = {"num_rows": sum(sizes), "tokens_in": sum(sizes) * MAX_SEQ_LEN, "tokens_padding": int(padded)}
     return attempt.commit(files, {"max_seq_len": MAX_SEQ_LEN, "rows_per_shard": 11, "splits": splits})
 
 
@@ -308,3 +314,27 @@ def test_the_record_of_a_run_lies_in_its_prefix(tmp_path: Path) -> None:
     assert [event["step"] for event in steps] == list(range(1, 7))
     assert all(0 < event["mfu"] < 1 and 0 < event["goodput"] <= 1 for event in steps)
     assert list(storage.list("run/tensorboard/"))
+
+
+def test_padding_is_not_learned_and_weighs_nothing(tmp_path: Path) -> None:
+    packed_corpus(LocalStorage(str(tmp_path / "storage")), padded=True)
+    padded = job(tmp_path, max_steps=1, eval_every_steps=1)
+    config = model_config(padded.model, vocab_size=VOCAB_SIZE, max_seq_len=MAX_SEQ_LEN, eos_token_id=0)
+    loss = NextTokenLoss(build_model(config, padded.seed))
+
+    def mean(rows: PackedRows, indices: Sequence[int]) -> float:
+        """Over the rows without their padding, one by one."""
+        parts = [rows.tensor([index])[:, : rows.lengths([index])[0]] for index in indices]
+        with torch.no_grad():
+            return sum(float(loss(part)) for part in parts) / sum(part.shape[1] - 1 for part in parts)
+
+    assert isinstance(padded.rows, PackedRows)
+    batch = padded.rows.order(padded.seed, padded.train.shuffle_shards).global_batch(0, 4).tolist()
+    assert min(padded.rows.lengths(batch)) < MAX_SEQ_LEN
+    expected = mean(padded.rows, batch)
+    trainer = fit(padded, World(), Watching())
+    loss = NextTokenLoss(trainer.model)
+    (step,) = [event for event in trainer.history if event["kind"] == "step"]
+    assert step["loss"] == pytest.approx(expected, rel=1e-5)
+    ((_, validation),) = trainer.evaluations()
+    assert validation == pytest.approx(mean(padded.validation, [0, 1, 3]), rel=1e-5)
