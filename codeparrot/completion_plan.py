@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from pydantic import NonNegativeInt, PositiveFloat, PositiveInt, model_validator
+from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 
 from codeparrot.completion import Request
 from codeparrot.completions_api import DEFAULT_TOKENS, ApiError, CompletionRequest
@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 class ServeSettings(Settings):
     """What a server does for its clients, and how much of it."""
 
+    model_name: str | None = Field(default=None, min_length=1)
+    """What clients call the model. None: the run, or the last part of `--checkpoint`."""
     max_batch_size: PositiveInt = 8
     """Completions that are computed at once, by each replica."""
     max_queued: NonNegativeInt = 64

@@ -72,7 +72,13 @@ class CompletionRequest(BaseModel):
     model_config = ConfigDict(strict=True, frozen=True)
 
     model: str
-    prompt: str | Annotated[list[str], Field(min_length=1)] | TokenIds | list[TokenIds] | None = None
+    prompt: (
+        str
+        | Annotated[list[str], Field(min_length=1)]
+        | TokenIds
+        | Annotated[list[TokenIds], Field(min_length=1)]
+        | None
+    ) = None
     suffix: str | None = None
     max_tokens: Annotated[int, Field(ge=0)] | None = None
     temperature: Annotated[float, Field(ge=0, le=2, allow_inf_nan=False)] | None = None
@@ -125,7 +131,9 @@ def parse_request(body: bytes) -> CompletionRequest:
     try:
         request = CompletionRequest.model_validate(values)
     except ValidationError as error:
-        problem = error.errors(include_url=False, include_input=False)[0]
+        # Of the alternatives of a parameter, the one whose kind is right.
+        found = error.errors(include_url=False, include_input=False)
+        problem = min(found, key=lambda each: each["type"].endswith("_type"))
         param = str(problem["loc"][0]) if problem["loc"] else None
         raise ApiError(400, f"{param}: {problem['msg']}", param=param) from None
     _refuse_what_is_not_supported(request)

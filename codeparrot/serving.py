@@ -4,7 +4,6 @@ It stands between the API, whose words it speaks, and the thread of the engine, 
 accepted is answered, also while the service ends; what there is no room for is refused at once.
 """
 
-import asyncio
 import logging
 import math
 from typing import TYPE_CHECKING, Any
@@ -38,9 +37,7 @@ class CompletionService:
         self._label = labels(served.vocabulary)
         self.num_open = 0
         """Completions that were accepted and are not answered yet."""
-        self._empty = asyncio.Event()
-        self._empty.set()
-        self._draining = False
+        self._ending = False
         self._mean_seconds = 1.0
 
     @property
@@ -53,9 +50,14 @@ class CompletionService:
     @property
     def problem(self) -> str | None:
         """Why no request is accepted; None if they are."""
-        if self._draining:
+        if self._ending:
             return "the server is shutting down"
-        return "the model fails again and again; the log says why" if self._thread.broken else None
+        return "the model fails again and again; the log says why" if self.broken else None
+
+    @property
+    def broken(self) -> bool:
+        """Whether the model fails again and again."""
+        return self._thread.broken
 
     def require_model(self, name: str) -> None:
         """Raise ApiError (404) unless the model has this name."""
@@ -77,7 +79,6 @@ class CompletionService:
             wait = min(MAX_RETRY_SECONDS, max(RETRY_SECONDS, math.ceil(self._mean_seconds)))
             raise ApiError(429, "too many completions wait already", code="queue_full", retry_after=wait)
         self.num_open += num_choices
-        self._empty.clear()
         self.metrics.prompt_tokens.inc(planned.num_prompt_tokens)
         choices = [
             ServedChoice(index, self._served.vocabulary, self._label, echo, request.logprobs)
@@ -89,24 +90,17 @@ class CompletionService:
     def _closed(self, exchange: Exchange) -> None:
         self.num_open -= len(exchange.plan.requests)
         self._mean_seconds += WEIGHT_OF_NEWEST * (exchange.seconds - self._mean_seconds)
-        if not self.num_open:
-            self._empty.set()
         logger.info("%s", exchange.log_line(with_text=self.settings.log_text))
 
     def _observe(self, engine: Engine) -> None:
         self.metrics.running.set(engine.num_running)
         self.metrics.queued.set(engine.num_waiting)
 
-    async def drain(self) -> bool:
-        """Accept nothing more, and wait for what was accepted; False if some of it is not done in `drain_seconds`."""
-        self._draining = True
-        try:
-            await asyncio.wait_for(self._empty.wait(), self.settings.drain_seconds)
-        except TimeoutError:
-            return False
-        return True
+    def end(self) -> None:
+        """Accept nothing more; what was accepted is answered."""
+        self._ending = True
 
     def close(self) -> None:
         """End at once."""
-        self._draining = True
+        self.end()
         self._thread.close()

@@ -15,7 +15,7 @@ import uvicorn
 
 from codeparrot.api_keys import ApiKeys
 from codeparrot.completion_plan import Served, ServeSettings
-from codeparrot.model import ModelSettings, build_model, model_config
+from codeparrot.model import ModelSettings, build_model, export_files, model_config
 from codeparrot.serving import CompletionService
 from codeparrot.serving_metrics import ServingMetrics
 from codeparrot.tokenizer import tokenizer_files, train_tokenizer
@@ -29,9 +29,10 @@ NAME = "tiny"
 
 @lru_cache(maxsize=1)
 def tiny(folder: Path) -> Served:
-    """A GPT-2 as it was initialised, and a tokenizer trained on a file of real code."""
+    """A GPT-2 as it was initialised, and a tokenizer trained on a file of real code; they lie in the folder too."""
     from transformers import AutoTokenizer
 
+    folder.mkdir(exist_ok=True)
     spec = find_spec("argparse")
     assert spec is not None
     assert spec.origin is not None
@@ -40,6 +41,8 @@ def tiny(folder: Path) -> Served:
     vocabulary = Vocabulary(AutoTokenizer.from_pretrained(folder))
     settings = ModelSettings(n_layer=2, n_head=2, n_embd=32)
     model = build_model(model_config(settings, vocab_size=VOCAB_SIZE, max_seq_len=CONTEXT, eos_token_id=0), seed=3)
+    for name, data in export_files(model).items():
+        (folder / name).write_bytes(data)
     return Served(model.eval(), vocabulary, NAME, "fp_test", created=1_700_000_000)
 
 
@@ -49,8 +52,6 @@ class Server:
 
     port: int
     service: CompletionService
-    loop: asyncio.AbstractEventLoop
-    uvicorn: uvicorn.Server
 
     @property
     def url(self) -> str:
@@ -69,10 +70,8 @@ def serving(served: Served, settings: ServeSettings | None = None, keys: ApiKeys
         config = uvicorn.Config(build_app(service, keys), log_config=None, lifespan="off", access_log=False)
         server = uvicorn.Server(config)
         started = threading.Event()
-        loops: list[asyncio.AbstractEventLoop] = []
 
         async def serve() -> None:
-            loops.append(asyncio.get_running_loop())
             started.set()
             await server.serve([listener])
 
@@ -80,7 +79,7 @@ def serving(served: Served, settings: ServeSettings | None = None, keys: ApiKeys
         thread.start()
         assert started.wait(60)
         try:
-            yield Server(listener.getsockname()[1], service, loops[0], server)
+            yield Server(listener.getsockname()[1], service)
         finally:
             server.should_exit = True
             thread.join(60)
@@ -92,31 +91,34 @@ class Gate:
     """Holds the model between two steps, or makes it fail: what a test needs to see a server that is busy."""
 
     def __init__(self, served: Served) -> None:
-        self._open = threading.Event()
-        self._open.set()
-        self._reached = threading.Event()
+        self._changed = threading.Condition()
+        self._allowed: int | None = None
+        self._waiting = False
         self._failures = 0
         self._hook = served.model.register_forward_pre_hook(self._pass)
 
     def _pass(self, *_: object) -> None:
-        self._reached.set()
-        assert self._open.wait(60)
-        if self._failures:
-            self._failures -= 1
-            raise RuntimeError("the model fails, as the test asked")
+        with self._changed:
+            self._waiting = True
+            self._changed.notify_all()
+            assert self._changed.wait_for(lambda: self._allowed is None or self._allowed > 0, 60)
+            self._waiting = False
+            if self._allowed is not None:
+                self._allowed -= 1
+            if self._failures:
+                self._failures -= 1
+                raise RuntimeError("the model fails, as the test asked")
 
-    def close(self) -> None:
-        """Let nothing through."""
-        self._reached.clear()
-        self._open.clear()
+    def allow(self, steps: int | None) -> None:
+        """Let so many through and no more; None: all."""
+        with self._changed:
+            self._allowed = steps
+            self._changed.notify_all()
 
     def wait(self) -> None:
         """Until a step stands before it."""
-        assert self._reached.wait(60)
-
-    def open(self) -> None:
-        """Let everything through."""
-        self._open.set()
+        with self._changed:
+            assert self._changed.wait_for(lambda: self._waiting and self._allowed == 0, 60)
 
     def fail(self, times: int) -> None:
         """Let the next steps fail."""
@@ -124,5 +126,5 @@ class Gate:
 
     def remove(self) -> None:
         """As if it had never been."""
-        self._open.set()
+        self.allow(None)
         self._hook.remove()

@@ -63,6 +63,8 @@ spec:
         {{- include "codeparrot.store.mount" .root | nindent 8 }}
         {{- if $head }}
         - {name: recipe, mountPath: /etc/codeparrot/recipe, readOnly: true}
+        {{- else if eq .group "serve" }}
+        {{- include "codeparrot.serve.mount" .root | nindent 8 }}
         {{- end }}
   volumes:
     - name: tmp
@@ -77,6 +79,9 @@ spec:
       emptyDir: {medium: Memory, sizeLimit: {{ $values.shmSize }}}
     {{- include "codeparrot.token.volume" .root | nindent 4 }}
     {{- include "codeparrot.store.volume" .root | nindent 4 }}
+    {{- if eq .group "serve" }}
+    {{- include "codeparrot.serve.volume" .root | nindent 4 }}
+    {{- end }}
     {{- if $head }}
     - name: recipe
       configMap:
