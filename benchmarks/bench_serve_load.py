@@ -1,9 +1,8 @@
 """Eight clients of a served model at once, against the same server that serves one request at a time.
 
-Both answer the same greedy requests first, and must say the same. Then clients stream completions for as long as a sample
-lasts, each beginning with its next when one has ended. A sample is the requests answered per second; every request must
-be answered in full; the lines at the end say how long the first tokens took, and how many requests took longer than five
-times the median.
+Both answer the same greedy requests first, and must say the same. Then clients stream completions for as long as a
+sample lasts, each beginning with its next when one has ended. A sample is the requests answered per second. The lines
+at the end say how many were lost, how long first tokens took, and how many requests took over five times the median.
 """
 
 import contextlib

@@ -73,6 +73,7 @@ class Replica:
         from codeparrot.serving import CompletionService
         from codeparrot.serving_metrics import ServingMetrics
 
+        _keep_replica_port_to_this_machine()
         _log_to_ray()
         recipe = validate(Recipe, arguments.recipe, "the recipe")
         self._loopback = arguments.loopback
@@ -132,6 +133,18 @@ def application(arguments: Arguments) -> "Application":
         graceful_shutdown_wait_loop_s=WATCH_SECONDS,
     )
     return deployment.bind(arguments)
+
+
+def _keep_replica_port_to_this_machine() -> None:
+    """Bind the port that Ray Serve opens in every replica to loopback, rather than to all interfaces.
+
+    It is for calls between deployments by gRPC, which are off by default and not made here. It asks for no token, and
+    what is sent there is unpickled: who reaches it can run code. Called in a replica, before the port is opened.
+    """
+    from ray.serve._private import replica
+
+    bind = replica.add_port_to_grpc_server
+    replica.add_port_to_grpc_server = lambda server, address: bind(server, address.replace("[::]", LOOPBACK))
 
 
 def _log_to_ray() -> None:

@@ -191,7 +191,7 @@ def test_a_key_is_asked_for_where_one_is_needed(served: Served, tmp_path: Path, 
 @pytest.mark.parametrize("options", [PHONE])
 def test_it_fits_on_a_phone(server: Server, page: Page) -> None:
     opened(page, server)
-    prompt_of(page).fill("x" * 200 + "\n" + PROMPT)
+    prompt_of(page).fill("x" * 60 + "\n" + PROMPT)
     page.get_by_role("button", name="Complete").tap()
     expect(page.get_by_role("status")).to_contain_text("tokens")
     assert page.evaluate("document.documentElement.scrollWidth <= window.innerWidth")
