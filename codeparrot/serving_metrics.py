@@ -6,7 +6,7 @@ Figures of one process; of several replicas, Ray's own port has those of each.
 import prometheus_client
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
-prometheus_client.disable_created_metrics()  # which nobody reads
+prometheus_client.disable_created_metrics()  # type: ignore[no-untyped-call]  # which nobody reads
 
 CONTENT_TYPE = prometheus_client.CONTENT_TYPE_LATEST
 FAST_BUCKETS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)

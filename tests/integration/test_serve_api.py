@@ -44,7 +44,7 @@ def gate(served: Served) -> Iterator[Gate]:
 
 def text_of(server: Server, **options: Any) -> str:
     options = {"prompt": PROMPT, "max_tokens": 20, "seed": 1, **options}
-    return server.client().completions.create(model=NAME, **options).choices[0].text
+    return str(server.client().completions.create(model=NAME, **options).choices[0].text)
 
 
 def test_a_completion_is_that_of_the_engine(served: Served, server: Server) -> None:

@@ -513,7 +513,7 @@ def test_the_card_has_the_figures_of_the_manifests(store: Store, tmp_path: Path)
     front = yaml.safe_load(card.split("---\n")[1])
     assert front["library_name"] == "transformers"
     (result,) = front["model-index"][0]["results"]
-    assert [metric["value"] for metric in result["metrics"]][0] == 2.345
+    assert result["metrics"][0]["value"] == 2.345
 
 
 def test_the_card_of_an_earlier_step_has_its_own_loss_and_not_the_evaluation(store: Store, tmp_path: Path) -> None:
