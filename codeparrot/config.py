@@ -13,6 +13,7 @@ from codeparrot.completion_plan import ServeSettings
 from codeparrot.errors import ConfigError
 from codeparrot.evaluate import EvaluateSettings
 from codeparrot.generate import GenerateSettings
+from codeparrot.humaneval_samples import HumanEvalSettings
 from codeparrot.model import ModelSettings
 from codeparrot.packing import PackSettings
 from codeparrot.settings import Settings, validate
@@ -41,12 +42,14 @@ class Recipe(Settings):
     train: TrainSettings
     evaluate: EvaluateSettings
     generate: GenerateSettings
+    humaneval: HumanEvalSettings | None = None
+    """Null: the pipeline leaves it out."""
     serve: ServeSettings = ServeSettings()
 
     def prefix_of(self, noun: str) -> str:
         """Where a noun of the flow lies, relative to the base of the storage."""
         run = f"runs/{self.run_name}"
-        of_a_run = {noun: f"{run}/{noun}" for noun in ("evaluation", "completions", "report")}
+        of_a_run = {noun: f"{run}/{noun}" for noun in ("evaluation", "completions", "humaneval", "report")}
         return {"run": run, **of_a_run}.get(noun, noun)
 
     @model_validator(mode="after")

@@ -21,7 +21,9 @@ The only place that imports ray. In the order of the flow:
     train_worker      what every Ray Train worker runs, and how it talks with the driver
     train             packed rows -> a run with checkpoints and an export
     evaluate          a run -> its measures on the validation split
+    engines           the model that a task decodes with
     generate          a run -> completions
+    humaneval         a run -> completions of problems, and how many are right
     report            all of them -> one page
     pipeline          all stages in order, as one resumable job
     runs              no stage: the runs of a store, listed, verified, exported and deleted
