@@ -63,11 +63,8 @@ Nothing here imports ray or kubernetes, so every piece runs in a plain test or u
     sandbox            programs that nobody has read, run so that they harm nothing
     pass_at_k          of k completions, the chance that one is right
     humaneval          problems, completions of them, and how many are right
-<<<<<<< HEAD
-    humaneval_samples  samples of every problem, by the engine
-=======
     score              no stage: completions from a file, scored without Ray or a store
->>>>>>> sandbox
+    humaneval_samples  samples of every problem, by the engine
     plots              the drawings of the report
     pages              what pages and cards share, and how text of strangers is shown
     data_card          what is in a corpus, where it comes from, what was removed by what

@@ -205,6 +205,7 @@ def _running(arguments: Arguments, host: str, port: int, logs: str) -> "Iterator
     """The application, until the end of the block, and until what it has accepted is answered."""
     from ray import serve
 
+    logging.getLogger("ray.serve").setLevel(logging.WARNING)
     options = {"host": host, "port": port}
     logging_config = {"logs_dir": logs, "enable_access_log": False}
     serve.start(proxy_location="HeadOnly", http_options=options, logging_config=logging_config)
@@ -216,7 +217,8 @@ def _running(arguments: Arguments, host: str, port: int, logs: str) -> "Iterator
                 raise ClusterError(f"the model could not be loaded: {_last_line(error)}") from error
         serve.delete(APPLICATION)
     finally:
-        serve.shutdown()
+        if os.environ.get("RAY_ADDRESS"):  # a Ray of our own ends anyway, with less noise
+            serve.shutdown()
 
 
 @contextmanager
