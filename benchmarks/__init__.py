@@ -7,6 +7,7 @@ Every `bench_ID.py` holds one `BENCHMARK`; what it printed last lies in `results
     runs                       training runs as commands, and inside this process
     peers                      the original CodeParrot training loop, and other plain ways to do it
     decoding                   a model to measure decoding with
+    serving                    a small model behind the real HTTP server
     code                       the Python files of the installed packages
     original_prep              how the original CodeParrot prepared its corpus, written plainly
     near_dedup_worker          near duplicates as a command
@@ -32,6 +33,7 @@ Every `bench_ID.py` holds one `BENCHMARK`; what it printed last lies in `results
     bench_generate_batched     completions of many prompts against one by one, and padded
     bench_humaneval_generation samples of problems against one batch per problem
     bench_ray_pack_overhead    the pack stage in Ray against its bare back end
+    bench_serve_load           many clients at once against one request at a time
 """
 
 import sys

@@ -77,6 +77,14 @@ Nothing here imports ray or kubernetes, so every piece runs in a plain test or u
     sightings          which runs were trained on rows of a repository
     hub                a checkpoint as the hub has models, with its model card
     pretrained         a model and its tokenizer, from a run, a checkpoint, a folder or the hub
+    serving_metrics    what Prometheus can ask of a server
+    completions_api    OpenAI's completions: what a request may say, what answers and errors look like
+    served_choice      what the engine says becomes text, tokens, and their places in the text
+    completion_plan    what a request asks of the engine, and the limits of a server
+    engine_thread      the thread that an engine belongs to
+    exchange           one request and its answer, as it comes
+    serving            which requests are accepted, and for how many there is room
+    api_keys           who may ask: keys from a file
     config             the recipe: all settings of a run in one file
     launch             from a recipe to a training job, and training it without Ray
     ports              free ports of loopback

@@ -9,6 +9,7 @@ from typing import Annotated, Any
 import yaml
 from pydantic import Field, model_validator
 
+from codeparrot.completion_plan import ServeSettings
 from codeparrot.errors import ConfigError
 from codeparrot.evaluate import EvaluateSettings
 from codeparrot.generate import GenerateSettings
@@ -43,6 +44,7 @@ class Recipe(Settings):
     generate: GenerateSettings
     humaneval: HumanEvalSettings | None = None
     """Null: the pipeline leaves it out."""
+    serve: ServeSettings = ServeSettings()
 
     def prefix_of(self, noun: str) -> str:
         """Where a noun of the flow lies, relative to the base of the storage."""

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 CARD = "README.md"
 CORE_INPUTS = ("packed", "tokenizer")
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json")
+DATA_CARD = ("card.md", "card.html")
 EMBEDDINGS, POSITIONS = "transformer.wte.weight", "transformer.wpe.weight"
 
 
@@ -39,7 +40,7 @@ def hub_files(storage: Storage, run_prefix: str, checkpoint: Checkpoint) -> dict
     outputs = _outputs(storage, run_prefix, checkpoint)
     tokenizer = _tokenizer(storage, checkpoint, outputs)
     model = restored_model(checkpoint, Encoder(tokenizer["tokenizer.json"].decode()).eos_token_id)
-    files = {**export_files(model), **tokenizer}
+    files = {**export_files(model), **tokenizer, **_data_card(storage, outputs)}
     return {**files, CARD: render_card(storage, checkpoint, model, outputs).encode()}
 
 
@@ -124,6 +125,15 @@ def _tokenizer(storage: Storage, checkpoint: Checkpoint, outputs: Mapping[str, M
     )
 
 
+def _data_card(storage: Storage, outputs: Mapping[str, Manifest]) -> dict[str, bytes]:
+    """The data card of the corpus, where it has one and is still what the model was trained on."""
+    files = {}
+    for name in DATA_CARD if "curated" in outputs else ():
+        with contextlib.suppress(ManifestError):
+            files[f"data-{name}"] = outputs["curated"].read(storage, name)
+    return files
+
+
 def render_card(
     storage: Storage, checkpoint: Checkpoint, model: "transformers.GPT2LMHeadModel", outputs: Mapping[str, Manifest]
 ) -> str:
@@ -151,6 +161,7 @@ def render_card(
             for prefix, weight in (train.get("mixture") or {}).items()
         ],
         completions=_completions(storage, outputs),
+        data_card="curated" in outputs and DATA_CARD[0] in outputs["curated"].names(),
         run_seconds=outputs["run"].seconds if "run" in outputs else None,
         **{noun: _counts(outputs, noun) for noun in ("raw", "curated", "tokenizer", "packed", "run", "evaluation")},
     )

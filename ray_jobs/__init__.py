@@ -28,6 +28,8 @@ The only place that imports ray. In the order of the flow:
     report            all of them -> one page
     pipeline          all stages in order, as one resumable job
     runs              no stage: the runs of a store, listed, verified, exported and deleted
+    http_api          the API of a served model over HTTP
+    serve             no stage: a model behind OpenAI's API, by Ray Serve
     provenance        no stage: where a packed row comes from
     forget            no stage: packs anew without a repository, and says which runs had seen it
     clean             what `make clean` does: stop what was started, remove what was made

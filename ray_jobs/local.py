@@ -2,11 +2,11 @@
 
     python -m ray_jobs.local [STAGE] --config FILE [--set key.path=value]... [--dry-run] [--debug]
     python -m ray_jobs.local runs --config FILE [--set key.path=value]... ACTION
-    python -m ray_jobs.local provenance|forget --config FILE ...
+    python -m ray_jobs.local provenance|forget|serve --config FILE ...
 
 runs `python -m ray_jobs.STAGE` (default: pipeline) with the same arguments. If AWS_ENDPOINT_URL is set, that store is
-used; if the server's wheel does not exist for this platform, a local directory stands in for it. `runs` and
-`provenance`, which only look, also work beside a run, in the store of that run.
+used; if the server's wheel does not exist for this platform, a local directory stands in for it. `runs`,
+`provenance` and `serve`, which only look, also work beside a run, in the store of that run.
 """
 
 import argparse
@@ -25,14 +25,14 @@ from codeparrot.config import load_recipe
 from codeparrot.errors import CodeParrotError, ConfigError, Interrupted, StoreFull
 from codeparrot.s3 import endpoint_url
 from codeparrot.storage import parse_uri
-from ray_jobs import forget, provenance, runs
+from ray_jobs import forget, provenance, runs, serve
 from ray_jobs.interrupt import SIGNALS, interruptible
 from ray_jobs.progress import size
 from ray_jobs.stage import MADE_BY, parse, reported, state_folder
 
-COMMANDS = {"runs": runs.parse, "provenance": provenance.parse, "forget": forget.parse}
+COMMANDS = {"runs": runs.parse, "provenance": provenance.parse, "forget": forget.parse, "serve": serve.parse}
 """Those with a command line of their own."""
-LOOKING = ("runs", "provenance")
+LOOKING = ("runs", "provenance", "serve")
 STAGES = ("pipeline", *MADE_BY.values(), *COMMANDS)
 SHADOWING = (
     "AWS_ACCESS_KEY_ID",

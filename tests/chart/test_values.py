@@ -9,6 +9,7 @@ import pytest
 import yaml
 
 from codeparrot.config import Recipe, load_recipe
+from codeparrot.settings import validate
 from tests.chart.rendered import CHART, EVERYTHING, ROOT, of_kind, one, refusal, render
 from tests.chart.schema import RECIPE, VALUES, with_recipe
 
@@ -170,9 +171,13 @@ def test_the_page_lists_no_key_that_does_not_exist() -> None:
             ),
             ["storage.external.ports", "port 9000"],
         ),
-        (("serve.enabled=true",), ["serve.applications"]),
         (("sources.keys={AWS_SECRET_ACCESS_KEY}",), ["/sources/keys/0", "GITHUB_TOKEN"]),
         (("sources.cidrs={github.com}",), ["/sources/cidrs/0"]),
+        (
+            ("serve.enabled=true", "serve.numCpus=0"),
+            ["serve: 1 pods with 0 CPUs", "room for 0 of the recipe's 1 replicas"],
+        ),
+        (("serve.apiKeys.key=abc",), ["/serve/apiKeys", "key", "not allowed"]),
     ],
 )
 def test_what_is_wrong_is_refused_with_its_name(settings: tuple[str, ...], words: list[str]) -> None:
@@ -249,6 +254,22 @@ def test_an_external_store_needs_a_secret_or_an_identity(settings: tuple[str, ..
     objects = render("storage.mode=external", *settings)
     assert not of_kind(objects, "StatefulSet")
     assert [secret["metadata"]["name"] for secret in of_kind(objects, "Secret")] == ["tiny-codeparrot-ray-token"]
+
+
+def test_the_application_that_is_served_takes_what_the_chart_gives_it() -> None:
+    from ray_jobs.serve import Arguments
+
+    service = one(render("serve.enabled=true", "serve.checkpoint=tiny@120"), "RayService", "tiny-codeparrot-serve")
+    (served,) = yaml.safe_load(service["spec"]["serveConfigV2"])["applications"]
+    arguments = Arguments.model_validate(served["args"])
+    assert served["import_path"] == "ray_jobs.serve:application"
+    assert arguments.checkpoint == "tiny@120"
+    assert validate(Recipe, arguments.recipe, "the recipe") == load_recipe(CHART / "files/recipe.yaml")
+    (group,) = service["spec"]["rayClusterConfig"]["workerGroupSpecs"]
+    (container,) = group["template"]["spec"]["containers"]
+    mounted = {mount["mountPath"] for mount in container["volumeMounts"]}
+    assert arguments.api_keys is not None
+    assert str(Path(arguments.api_keys).parent) in mounted
 
 
 @pytest.mark.parametrize("changes", [{"resources_per_worker": {"CPU": 0.5}}, {"min_workers": 2}])

@@ -97,6 +97,11 @@ class Process:
         self._reader = threading.Thread(target=self._read, daemon=True)
         self._reader.start()
 
+    @classmethod
+    def of_python(cls, arguments: list[str], environment: Mapping[str, str]) -> "Process":
+        """A command of this Python."""
+        return cls([sys.executable, *arguments], environment)
+
     def _read(self) -> None:
         assert self.popen.stdout is not None
         for line in self.popen.stdout:

@@ -54,6 +54,10 @@ EVALUATION = {
 }
 
 
+DATA_CARD = {"card.md": b"# Data card\n", "card.html": b"<h1>Data card</h1>"}
+EXPORTED_CARD = {f"data-{name}": data for name, data in DATA_CARD.items()}
+
+
 class Store:
     """A store with a corpus and a tokenizer, in which runs are made as training makes them."""
 
@@ -70,7 +74,7 @@ class Store:
         self.raw = self.output("collect", "raw", {}, {"num_documents": 120, "size_bytes": 130_000})
         licenses = {"MIT": {"num_documents": 100, "size_bytes": 100_000}, "A|B": {"num_documents": 0, "size_bytes": 0}}
         counts = {"num_documents": 100, "size_bytes": 100_000, "splits": CURATED, "by_license": licenses}
-        self.curated = self.output("curate", "curated", {"raw": self.raw.digest}, counts)
+        self.curated = self.output("curate", "curated", {"raw": self.raw.digest}, counts, DATA_CARD)
         self.tokenizer = self.output(
             "train_tokenizer",
             "tokenizer",
@@ -409,7 +413,10 @@ def test_the_export_of_the_last_step_is_that_of_the_run(store: Store, tmp_path: 
     folder = tmp_path / "out"
     assert store.call("export", "--to", str(folder)) == DONE
     written = {path.name: path.read_bytes() for path in folder.iterdir()}
-    assert written.keys() == {*expected, "tokenizer.json", "tokenizer_config.json", "README.md"}
+    assert written.keys() == {*expected, "tokenizer.json", "tokenizer_config.json", "README.md", *EXPORTED_CARD}
+    assert {name: written[name] for name in EXPORTED_CARD} == EXPORTED_CARD
+    assert "[data-card.md](data-card.md)" in written["README.md"].decode()
+    assert json.loads(written["generation_config.json"])["eos_token_id"] == 0
     assert {name: written[name] for name in expected} == expected
     model = AutoModelForCausalLM.from_pretrained(str(folder))
     tokenizer = AutoTokenizer.from_pretrained(str(folder))
@@ -503,7 +510,10 @@ def test_the_card_has_the_figures_of_the_manifests(store: Store, tmp_path: Path)
     ):
         assert line in card
     assert "\x1b" not in card
-    assert card.startswith("---\nlibrary_name: transformers\n")
+    front = yaml.safe_load(card.split("---\n")[1])
+    assert front["library_name"] == "transformers"
+    (result,) = front["model-index"][0]["results"]
+    assert result["metrics"][0]["value"] == 2.345
 
 
 def test_the_card_of_an_earlier_step_has_its_own_loss_and_not_the_evaluation(store: Store, tmp_path: Path) -> None:

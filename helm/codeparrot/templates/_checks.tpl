@@ -14,9 +14,7 @@ What a schema cannot say. Every check ends in one message that names the value a
 {{- end }}
 {{- include "codeparrot.checks.room" . }}
 {{- include "codeparrot.checks.storage" . }}
-{{- if and .Values.serve.enabled (empty .Values.serve.applications) }}
-{{- fail "serve.enabled needs serve.applications: one application or more, as Ray Serve's configuration has them" }}
-{{- end }}
+{{- include "codeparrot.checks.serve" . }}
 {{- end }}
 
 {{/* The operator allows 47 characters for a RayJob, and puts 6 behind the name of a RayCronJob to make one. */}}
@@ -75,6 +73,33 @@ What a schema cannot say. Every check ends in one message that names the value a
       "workers, so training would wait for ever; raise training.%s, or change recipe.train.num_workers or "
       ".resources_per_worker") $pods (int $training.numCpus) (int $training.gpus) $room $wanted
       (ternary "maxReplicas" "replicas" .Values.autoscaling.enabled)) }}
+{{- end }}
+{{- end }}
+
+{{/* Only a cluster can be asked for a Secret; `helm template` finds no namespace. */}}
+{{- define "codeparrot.checks.serve" -}}
+{{- with .Values.serve }}
+{{- $secret := .apiKeys.existingSecret }}
+{{- if and .enabled $secret (lookup "v1" "Namespace" "" $.Release.Namespace) }}
+{{- if not (hasKey ((lookup "v1" "Secret" $.Release.Namespace $secret).data | default dict) "api-keys") }}
+{{- fail (printf (print "serve.apiKeys.existingSecret: no Secret %s with the key `api-keys` (one key a line) in the "
+      "namespace %s; create it first") $secret $.Release.Namespace) }}
+{{- end }}
+{{- end }}
+{{- if and .enabled (empty .applications) (not $.Values.autoscaling.enabled) }}
+{{- $serve := (include "codeparrot.recipe" $ | fromYaml).serve | default dict }}
+{{- $each := $serve.resources_per_replica | default (dict "CPU" 1) }}
+{{- $inPod := 1000000 }}
+{{- with $each.CPU }}{{ $inPod = min $inPod (floor (divf (float64 $.Values.serve.numCpus) (float64 .))) }}{{ end }}
+{{- with $each.GPU }}{{ $inPod = min $inPod (floor (divf (float64 $.Values.serve.gpus) (float64 .))) }}{{ end }}
+{{- $room := mul (int .replicas) (int $inPod) }}
+{{- $wanted := int ($serve.num_replicas | default 1) }}
+{{- if lt (int $room) $wanted }}
+{{- fail (printf (print "serve: %d pods with %d CPUs and %d GPUs have room for %d of the recipe's %d replicas; raise "
+      "serve.replicas, or change recipe.serve.num_replicas or .resources_per_replica")
+      (int .replicas) (int .numCpus) (int .gpus) $room $wanted) }}
+{{- end }}
+{{- end }}
 {{- end }}
 {{- end }}
 

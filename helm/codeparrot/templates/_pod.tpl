@@ -64,6 +64,8 @@ spec:
         {{- include "codeparrot.sources.mount" . | nindent 8 }}
         {{- if $head }}
         - {name: recipe, mountPath: /etc/codeparrot/recipe, readOnly: true}
+        {{- else if eq .group "serve" }}
+        {{- include "codeparrot.serve.mount" .root | nindent 8 }}
         {{- end }}
   volumes:
     - name: tmp
@@ -79,6 +81,9 @@ spec:
     {{- include "codeparrot.token.volume" .root | nindent 4 }}
     {{- include "codeparrot.store.volume" .root | nindent 4 }}
     {{- include "codeparrot.sources.volume" . | nindent 4 }}
+    {{- if eq .group "serve" }}
+    {{- include "codeparrot.serve.volume" .root | nindent 4 }}
+    {{- end }}
     {{- if $head }}
     - name: recipe
       configMap:
