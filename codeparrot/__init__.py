@@ -47,7 +47,13 @@ Nothing here imports ray or kubernetes, so every piece runs in a plain test or u
     run_record         metrics of a run, as JSON lines and for TensorBoard
     training_job       what a training run is: settings, inputs, who watches, where it is
     train              the loop
-    generate           completions
+    vocabulary         a model's own tokens: prompts to ids, and ids to text as they come
+    stops              texts at which a completion ends
+    sampling           the next token, by draws that depend on nothing but their key
+    slots              keys and values of a batch whose rows come and go
+    completion         what is asked of a model, and what comes of it
+    engine             many completions at once
+    generate           completions of the recipe's prompts
     plots              the drawings of the report
     pages              what pages and cards share, and how text of strangers is shown
     data_card          what is in a corpus, where it comes from, what was removed by what
@@ -55,6 +61,7 @@ Nothing here imports ray or kubernetes, so every piece runs in a plain test or u
     runs               the runs of a store: what there is, whether it is intact, deleting it
     sightings          which runs were trained on rows of a repository
     hub                a checkpoint as the hub has models, with its model card
+    pretrained         a model and its tokenizer, from a run, a checkpoint, a folder or the hub
     config             the recipe: all settings of a run in one file
     launch             from a recipe to a training job, and training it without Ray
     ports              free ports of loopback

@@ -20,6 +20,7 @@
     |   +-- LeaseLost          another process has taken over
     +-- CheckpointError
     +-- TrainingError
+    +-- GenerationError        a completion cannot be made as asked
     +-- ClusterError
 
 A message names the object, the value and the way out. Each takes that message as its only argument,
@@ -114,6 +115,10 @@ class CheckpointError(CodeParrotError):
 
 class TrainingError(CodeParrotError):
     """Training cannot go on."""
+
+
+class GenerationError(CodeParrotError):
+    """A completion cannot be made as asked, or not by this model."""
 
 
 class ClusterError(CodeParrotError):

@@ -43,6 +43,11 @@ def hub_files(storage: Storage, run_prefix: str, checkpoint: Checkpoint) -> dict
     return {**files, CARD: render_card(storage, checkpoint, model, outputs).encode()}
 
 
+def checkpoint_tokenizer(storage: Storage, run_prefix: str, checkpoint: Checkpoint) -> dict[str, bytes]:
+    """The files of the tokenizer that a checkpoint was trained with. Raises CheckpointError if it is gone."""
+    return _tokenizer(storage, checkpoint, _outputs(storage, run_prefix, checkpoint))
+
+
 def restored_model(checkpoint: Checkpoint, eos_token_id: int) -> "transformers.GPT2LMHeadModel":
     """The model of a checkpoint. Raises CheckpointError if it does not hold all of its weights."""
     weights = dict(checkpoint.tensors("model"))
