@@ -68,7 +68,8 @@ def grouped(costs: Costs, groups: Int64, num_groups: int) -> Costs:
     """Sums by group. `groups`: the group of each element."""
     whole = (np.bincount(groups, values, num_groups) for values in (costs.num_tokens, costs.num_bytes))
     num_tokens, num_bytes = (np.rint(values).astype(np.int64) for values in whole)
-    return Costs(np.bincount(groups, costs.nll, num_groups), num_tokens, num_bytes)
+    nll = np.bincount(groups, costs.nll, num_groups).astype(np.float64)  # integers if there are none
+    return Costs(nll, num_tokens, num_bytes)
 
 
 def by_position(costs: Costs, positions: Int64) -> Costs:
@@ -76,9 +77,7 @@ def by_position(costs: Costs, positions: Int64) -> Costs:
     return grouped(costs, class_of(positions), NUM_CLASSES)
 
 
-def piece_costs(
-    costs: Costs, row: Int64, offset: Int64, length: Int64
-) -> tuple[Costs, Costs]:
+def piece_costs(costs: Costs, row: Int64, offset: Int64, length: Int64) -> tuple[Costs, Costs]:
     """(by piece, by position) of rows of single tokens, which have shape (B, T); a row's first token costs nothing.
 
     Pieces are those of documents, by row and offset; what belongs to none is padding, and counts nowhere.
@@ -93,7 +92,7 @@ def piece_costs(
     for begin, end in borders.reshape(-1, 2).tolist():
         flat[begin:end] = True
     flat[::width] = False
-    one_by_one = Costs(*(values.flatten()[flat] for values in (costs.nll, costs.num_tokens, costs.num_bytes)))
+    one_by_one = Costs(costs.nll.flatten()[flat], costs.num_tokens.flatten()[flat], costs.num_bytes.flatten()[flat])
     positions = np.flatnonzero(flat) % width
     return Costs(over(costs.nll), over(costs.num_tokens), over(costs.num_bytes)), by_position(one_by_one, positions)
 
@@ -103,7 +102,7 @@ def breakdown(costs: Costs, positions: Costs, origins: Origins, seed: int) -> di
 
     `costs`: of pieces; `positions`: by class (`by_position`). Of a corpus of one repository, documents take its place.
     """
-    licenses = [license or UNKNOWN for license in origins.license]
+    licenses = [each or UNKNOWN for each in origins.license]
     lengths = class_of(origins.document_tokens)
     names, unit = origins.repository, "repository"
     if len(set(names)) < 2:
@@ -155,7 +154,9 @@ def _rows(groups: Costs) -> list[tuple[int, dict[str, Any]]]:
     """The measures of every group of which a token was predicted."""
     found = []
     for number in np.flatnonzero(groups.num_tokens).tolist():
-        nll, num_tokens, num_bytes = (values[number].item() for values in (groups.nll, groups.num_tokens, groups.num_bytes))
+        nll, num_tokens, num_bytes = (
+            values[number].item() for values in (groups.nll, groups.num_tokens, groups.num_bytes)
+        )
         found.append((number, asdict(measures(nll, num_tokens, num_bytes))))
     return found
 

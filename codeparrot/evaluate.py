@@ -5,6 +5,7 @@ averaged the means of batches, which gives the short last batch too much weight.
 in training, or whole texts, which any model can take in by its own tokens: then bits per byte compare them.
 """
 
+import math
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -12,11 +13,14 @@ import numpy as np
 import numpy.typing as npt
 from pydantic import PositiveInt
 
+from codeparrot.breakdown import Costs, by_position
 from codeparrot.settings import Resources, Settings
 from codeparrot.tasks import TaskSettings
+from codeparrot.vocabulary import Vocabulary
 
 if TYPE_CHECKING:
     import torch
+    import transformers
     from torch import nn
 
 
@@ -55,6 +59,7 @@ def sequence_nll(
     """
     import torch
 
+    device = next((parameter.device for parameter in model.parameters()), None)
     found = [np.zeros(max(0, len(sequence) - 1), np.float32) for sequence in sequences]
     jobs = [(index, *each) for index, sequence in enumerate(sequences) for each in windows(len(sequence), context)]
     jobs.sort(key=lambda job: job[3] - job[1], reverse=True)  # of one length side by side: little padding
@@ -63,10 +68,37 @@ def sequence_nll(
         rows = torch.zeros((len(batch), batch[0][3] - batch[0][1]), dtype=torch.long)
         for row, (index, start, _, stop) in zip(rows, batch, strict=True):
             row[: stop - start] = torch.tensor(sequences[index][start:stop])
-        losses = token_nll(model, rows).cpu().numpy()  # what stands behind a token does not act on it
+        losses = token_nll(model, rows.to(device)).cpu().numpy()  # what stands behind a token does not act on it
         for losses_of_row, (index, start, new, stop) in zip(losses, batch, strict=True):
             found[index][new - 1 : stop - 1] = losses_of_row[new - start - 1 : stop - start - 1]
     return found
+
+
+def text_costs(
+    model: "transformers.PreTrainedModel", vocabulary: Vocabulary, texts: Sequence[str], batch_size: int
+) -> tuple[Costs, Costs]:
+    """(by text, by position) of whole texts, in the model's own tokens.
+
+    The first token of a text is predicted after the one with which documents begin; of a model that has no such token
+    it counts as known. What a single token stands for is not known, so positions have no bytes.
+    """
+    begin = min(vocabulary.eos_ids, default=None) if vocabulary.tokenizer.bos_token_id is None else None
+    sequences = [[*([] if begin is None else [begin]), *vocabulary.encode(text)] for text in texts]
+    losses = sequence_nll(model, sequences, context_of(model), batch_size)
+    one_by_one = np.concatenate([np.empty(0, np.float32), *losses]).astype(np.float64)
+    places = np.concatenate([np.empty(0, np.int64), *(np.arange(1, len(each) + 1) for each in losses)])
+    ones = np.ones(len(one_by_one), np.int64)
+    costs = Costs(
+        np.array([math.fsum(each.tolist()) for each in losses]),
+        np.array([len(each) for each in losses], np.int64),
+        np.array([len(text.encode()) for text in texts], np.int64),
+    )
+    return costs, by_position(Costs(one_by_one, ones, 0 * ones), places)
+
+
+def context_of(model: "transformers.PreTrainedModel") -> int:
+    """Tokens that a model can see."""
+    return int(model.config.get_text_config().max_position_embeddings)
 
 
 def windows(length: int, context: int) -> Iterator[tuple[int, int, int]]:
@@ -80,10 +112,3 @@ def windows(length: int, context: int) -> Iterator[tuple[int, int, int]]:
         stop = min(length, start + context)
         yield start, new, stop
         new = stop
-
-
-def spread(num_rows: int, wanted: int | None) -> list[int]:
-    """At most `wanted` row numbers, evenly spread over `num_rows` and without repetition."""
-    if wanted is None or wanted >= num_rows:
-        return list(range(num_rows))
-    return [index * num_rows // wanted for index in range(wanted)]

@@ -156,7 +156,8 @@ def _parsed(text: str) -> ast.Module | None:
 
 def _first_line(node: ast.stmt) -> int:
     """Counted from 0; a definition begins with its decorators."""
-    return min([node.lineno, *(decorator.lineno for decorator in getattr(node, "decorator_list", ()))]) - 1
+    decorators: list[ast.expr] = getattr(node, "decorator_list", [])
+    return min([node.lineno, *(decorator.lineno for decorator in decorators)]) - 1
 
 
 def unindented(lines: Sequence[str], indent: str) -> str:
@@ -196,6 +197,15 @@ def answer(task: Task, completion: str) -> Answer:
     expected = _trimmed(task.expected)
     parses, fraction = parsed(task, body)
     return Answer(body, body == expected, similarity(body, expected), parses, fraction)
+
+
+def complete_answer(task: Task, completion: str) -> bool:
+    """Whether nothing that a model goes on to write changes the answer."""
+    ended = completion.split("\n")[:-1]  # the last line may go on
+    if task.kind == "line":
+        return any(line.strip() for line in ended)
+    width = _width(task.expected.split("\n")[0])
+    return any(line.strip() and _width(line) < width for line in ended)
 
 
 def body_of(completion: str, width: int) -> str:

@@ -5,7 +5,8 @@ What the tasks of `ray_jobs.evaluate` run, and where the pieces come from.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, TypeVar
+from functools import partial
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -14,18 +15,33 @@ from codeparrot.breakdown import Costs, Origins, added, joined, piece_costs
 from codeparrot.dataloader import PackedRows
 from codeparrot.evaluate import token_nll
 from codeparrot.manifest import Manifest
+from codeparrot.pretrained import Pretrained, load_pretrained
 from codeparrot.provenance import shard_index, whole_index
 from codeparrot.storage import Storage, open_storage
 from codeparrot.tokenizer import kept_encoder
-
-if TYPE_CHECKING:
-    from codeparrot.loading import Loaded
 
 Int64 = npt.NDArray[np.int64]
 Kept = TypeVar("Kept")
 
 SPLIT = "validation"
 IDENTITY = ("source", "repository", "path")
+
+
+@dataclass(frozen=True)
+class Model:
+    """What a task of Ray needs to load the model, which a process does once."""
+
+    where: str
+    """As `codeparrot.pretrained` knows it."""
+    uri: str | None
+    """Of the store in which names of runs are looked up."""
+    version: str = ""
+    """Another one: load it anew."""
+
+    def load(self) -> Pretrained:
+        """The model. Raises CheckpointError."""
+        storage = open_storage(self.uri) if self.uri else None
+        return once("model", self, lambda: load_pretrained(self.where, storage))
 
 
 @dataclass(frozen=True)
@@ -36,9 +52,7 @@ class Batch:
     positions: Costs
 
 
-def batch_costs(
-    indices: Sequence[int], *, uri: str, packed: Manifest, tokenizer_json: str, load: "Callable[[], Loaded]"
-) -> Batch:
+def batch_costs(indices: Sequence[int], *, uri: str, packed: Manifest, tokenizer_json: str, model: Model) -> Batch:
     """What these rows cost."""
     import torch
 
@@ -46,7 +60,8 @@ def batch_costs(
     rows = once("rows", (uri, packed.folder), lambda: PackedRows(storage, packed, SPLIT))
     tokens = rows.tensor(indices)
     with torch.inference_mode():
-        nll = token_nll(load().model, tokens).double().numpy()
+        loaded = model.load().model
+        nll = token_nll(loaded, tokens.to(loaded.device)).double().cpu().numpy()
     sizes = kept_encoder(tokenizer_json).token_bytes()[tokens.numpy()]
     # The first token of a row is not predicted.
     seen = np.ones_like(sizes)
@@ -57,9 +72,10 @@ def batch_costs(
 
 def _pieces(storage: Storage, packed: Manifest, indices: Sequence[int]) -> tuple[Int64, Int64, Int64]:
     """(row in the batch, offset, tokens) of all pieces in these rows, which are in order."""
-    found = []
-    for shard in sorted({index // packed.counts["rows_per_shard"] for index in indices}):
-        found.append(once("pieces", (storage.uri, packed.folder, shard), lambda: _columns(storage, packed, shard)))  # noqa: B023 - called at once
+    found = [
+        once("pieces", (storage.uri, packed.folder, shard), partial(_columns, storage, packed, shard))
+        for shard in sorted({index // packed.counts["rows_per_shard"] for index in indices})
+    ]
     row, offset, length = (np.concatenate(column) for column in zip(*found, strict=True))
     place = np.searchsorted(indices, row)
     here = np.asarray(indices)[np.minimum(place, len(indices) - 1)] == row

@@ -9,7 +9,9 @@ amounts = st.lists(st.tuples(st.floats(0, 1e3), st.floats(0.1, 1e3)), min_size=2
 
 
 @given(amounts)
-def test_an_interval_lies_within_the_extremes_of_its_units_and_around_the_figure(units: list[tuple[float, float]]) -> None:
+def test_an_interval_lies_within_the_extremes_of_its_units_and_around_the_figure(
+    units: list[tuple[float, float]],
+) -> None:
     above, below = np.array(units).T
     found = ratio_interval(above, below, seed=1)
     assert found is not None

@@ -83,7 +83,9 @@ def test_groups_may_be_empty() -> None:
 
 
 ORIGINS = Origins(
-    repository=["a", "a", "b", "a"], license=["MIT", "MIT", None, "MIT"], document=[0, 0, 1, 2],
+    repository=["a", "a", "b", "a"],
+    license=["MIT", "MIT", None, "MIT"],
+    document=[0, 0, 1, 2],
     document_tokens=np.array([3, 3, 9, 2]),
 )
 

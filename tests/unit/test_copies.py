@@ -70,11 +70,13 @@ def test_what_is_shorter_than_a_run_is_found_nowhere() -> None:
 
 
 def test_shards_that_were_searched_apart_are_put_together() -> None:
-    found = best([
-        Match(8, 100, np.array([True, False, True])),
-        Match(9, 700, np.array([False, False, True])),
-        Match(9, 900, np.array([False, False, False])),
-    ])
+    found = best(
+        [
+            Match(8, 100, np.array([True, False, True])),
+            Match(9, 700, np.array([False, False, True])),
+            Match(9, 900, np.array([False, False, False])),
+        ]
+    )
     assert (found.longest, found.place, found.covered.tolist()) == (9, 700, [True, False, True])
 
 
