@@ -99,6 +99,12 @@ def parse(name: str, arguments: Sequence[str] | None = None) -> argparse.Namespa
     return options
 
 
+def store_of(options: argparse.Namespace) -> str:
+    """The address of a store that holds one of the models, or of none, where no recipe says it."""
+    found = (OF_A_RUN.fullmatch(model) for model in options.models)
+    return next((each["base"] for each in found if each and "://" in each["base"]), "file:///")
+
+
 def compare(options: argparse.Namespace) -> int:
     """Measure all models, and write the page."""
     values = {name: getattr(options, name) for name in CompareSettings.model_fields}
