@@ -194,17 +194,24 @@ def render(found: dict[str, Any], created: str) -> str:
     """The comparison as one self-contained HTML page."""
     from markupsafe import Markup
 
-    drawn = bits_plot(found)
+    known = [model["pass_at_k"] or {} for model in found["models"]]
     return html_page(
         "compare.html.j2",
         found=found,
         created=created,
-        plot=Markup(drawn),  # noqa: S704 - drawn and escaped by us
-        best=[min(models, key=lambda model: model["bits_per_byte"][index]["bits_per_byte"])["name"] for index in places]
-        if (models := found["models"]) and (places := range(len(found["data"])))
-        else [],
+        plot=Markup(bits_plot(found)),  # noqa: S704 - drawn and escaped by us
+        winners=[winner(found, place) for place in range(len(found["data"]))],
         module_rows=module_rows(found),
+        pass_at=sorted({k for each in known for k in each}, key=int),
     )
+
+
+def winner(found: dict[str, Any], place: int) -> dict[str, Any]:
+    """Which model needs fewest bits per byte on a data set, and the models that it is not told apart from."""
+    name = min(found["models"], key=lambda model: model["bits_per_byte"][place]["bits_per_byte"])["name"]
+    rows = [row for row in found["differences"] if row["data"] == found["data"][place]["name"]]
+    unsure = [row for row in rows if name in (row["first"], row["second"]) and row["better"] is None]
+    return {"name": name, "unsure": [row["second"] if row["first"] == name else row["first"] for row in unsure]}
 
 
 def bits_plot(found: dict[str, Any]) -> str:

@@ -2,7 +2,7 @@
 
 A word is telling if one model writes it more often than the others do by more than chance: the log-odds ratio with an
 informative Dirichlet prior, in standard deviations (Monroe et al., "Fightin' Words" (2008), section 3.5). The prior is
-the words of all, which keeps a word that occurs once from being taken for a habit.
+a share of the words of all, which keeps a word that occurs once from being taken for a habit.
 """
 
 import math
@@ -18,6 +18,8 @@ WORD = re.compile(r"[A-Za-z_]\w+")
 IMPORT = re.compile(r"^[ \t]*(?:import|from)[ \t]+([A-Za-z_]\w*)", re.MULTILINE)
 NUM_WORDS = 15
 NUM_MODULES = 12
+PRIOR = 0.1
+"""The weight of the words of all, as a share of them."""
 MIN_Z = 1.96
 """Standard deviations from which on a word is telling."""
 
@@ -46,13 +48,13 @@ def modules_of(texts: Sequence[str]) -> Counter[str]:
 
 def telling_words(own: Mapping[str, int], others: Mapping[str, int], number: int = NUM_WORDS) -> list[TellingWord]:
     """Words that tell the one from the others, the most telling first."""
-    prior = {word: own.get(word, 0) + others.get(word, 0) for word in {*own, *others}}
+    prior = {word: PRIOR * (own.get(word, 0) + others.get(word, 0)) for word in {*own, *others}}
     all_of_prior, all_own, all_others = sum(prior.values()), sum(own.values()), sum(others.values())
     found = []
     for word, weight in prior.items():
         ours, theirs = own.get(word, 0), others.get(word, 0)
-        odds = math.log((ours + weight) / (all_own + all_of_prior - ours - weight or 1))
-        odds -= math.log((theirs + weight) / (all_others + all_of_prior - theirs - weight or 1))
+        odds = math.log((ours + weight) / max(all_own + all_of_prior - ours - weight, PRIOR))
+        odds -= math.log((theirs + weight) / max(all_others + all_of_prior - theirs - weight, PRIOR))
         z = odds / math.sqrt(1 / (ours + weight) + 1 / (theirs + weight))
         if z > MIN_Z:
             found.append(TellingWord(word, z, ours, theirs))
