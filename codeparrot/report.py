@@ -82,6 +82,7 @@ def render(data: ReportData) -> str:
         samples=samples(data.curated),
         repositories=repositories(data),
         speed=median_speed(data.history),
+        num_steps=max((event["step"] for event in data.history if event["kind"] == "step"), default=None),
         broken_down=broken_down(data.breakdown),
         answers=shown_answers(data.answers),
         copies=copies(data.answers),

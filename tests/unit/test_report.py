@@ -96,7 +96,6 @@ def full_report() -> ReportData:
         run={
             "num_parameters": 7_412_736,
             "world_size": 4,
-            "max_steps": 50,
             "tokens_seen": 409_600,
             "loss": 4.125,
             "validation_loss": 4.375,
