@@ -46,7 +46,7 @@ PROMPTS = (
 class CompareSettings(Settings):
     """How much is compared."""
 
-    num_samples: PositiveInt = 4
+    num_samples: PositiveInt = 8
     """Completions of each prompt."""
     max_new_tokens: PositiveInt = 64
     temperature: float = Field(default=0.8, ge=0)

@@ -18,6 +18,8 @@ WORD = re.compile(r"[A-Za-z_]\w+")
 IMPORT = re.compile(r"^[ \t]*(?:import|from)[ \t]+([A-Za-z_]\w*)", re.MULTILINE)
 NUM_WORDS = 15
 NUM_MODULES = 12
+MIN_IMPORTS = 2
+"""Of a module, by one of those compared: what is imported once may be a slip of the pen."""
 PRIOR = 0.1
 """The weight of the words of all, as a share of them."""
 MIN_Z = 1.96
@@ -67,12 +69,12 @@ def habits(texts: Sequence[str]) -> dict[str, Any]:
     written = [line for line in lines if line.strip()]
     indented = [len(line) - len(line.lstrip(" ")) for line in written if line.startswith(" ")]
     words = words_of(texts)
-    num_words = words.total()
+    num_words, num_characters = words.total(), sum(map(len, texts))
     return {
-        "num_characters": sum(map(len, texts)),
+        "num_characters": num_characters,
         "line_characters": sum(map(len, written)) / len(written) if written else None,
         "empty_lines": 1 - len(written) / len(lines) if lines else None,
-        "comments": comment_fraction("\n".join(texts)) if texts else None,
+        "comments": sum(comment_fraction(text) * len(text) for text in texts) / num_characters if num_characters else None,
         "indentation": sum(indented) / len(indented) if indented else None,
         "different_words": len(words) / num_words if num_words else None,
         "async_words": (words["async"] + words["await"]) / num_words if num_words else None,
@@ -85,5 +87,7 @@ def top_modules(counts: Sequence[Mapping[str, int]], number: int = NUM_MODULES) 
     for each in counts:
         total = sum(each.values())
         for name, times in each.items():
+            if times < MIN_IMPORTS:
+                continue
             shares[name] = max(shares.get(name, 0.0), times / total)
     return [name for name, _ in sorted(shares.items(), key=lambda item: (-item[1], item[0]))][:number]
