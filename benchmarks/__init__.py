@@ -6,6 +6,7 @@ Every `bench_ID.py` holds one `BENCHMARK`; what it printed last lies in `results
     corpus                     packed rows of real code in an S3 store, made without Ray
     runs                       training runs as commands, and inside this process
     peers                      the original CodeParrot training loop, and other plain ways to do it
+    decoding                   a model to measure decoding with
     code                       the Python files of the installed packages
     original_prep              how the original CodeParrot prepared its corpus, written plainly
     near_dedup_worker          near duplicates as a command
@@ -28,6 +29,8 @@ Every `bench_ID.py` holds one `BENCHMARK`; what it printed last lies in `results
     bench_prep                 raw files to packed rows against the original's algorithm
     bench_prep_memory          the same for ten times the input: memory
     bench_packing              token ids to rows against trl
+    bench_generate_batched     completions of many prompts against one by one, and padded
+    bench_humaneval_generation samples of problems against one batch per problem
     bench_ray_pack_overhead    the pack stage in Ray against its bare back end
 """
 

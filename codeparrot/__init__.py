@@ -46,6 +46,7 @@ Nothing here imports ray or kubernetes, so every piece runs in a plain test or u
     run_record         metrics of a run, as JSON lines and for TensorBoard
     training_job       what a training run is: settings, inputs, who watches, where it is
     train              the loop
+    exported           a model and its tokenizer, from files as the hub has them
     vocabulary         a model's own tokens: prompts to ids, and ids to text as they come
     stops              texts at which a completion ends
     sampling           the next token, by draws that depend on nothing but their key
@@ -53,6 +54,16 @@ Nothing here imports ray or kubernetes, so every piece runs in a plain test or u
     completion         what is asked of a model, and what comes of it
     engine             many completions at once
     generate           completions of the recipe's prompts
+    libc               system calls that Python has no function for
+    seccomp            which system calls a program of a model may make
+    landlock           which files a program of a model may open
+    namespaces         namespaces for programs of a model, where they can be had
+    program_server     forks a confined child for every program, and says what became of it
+    sandbox            programs that nobody has read, run so that they harm nothing
+    pass_at_k          of k completions, the chance that one is right
+    humaneval          problems, completions of them, and how many are right
+    score              no stage: completions from a file, scored without Ray or a store
+    humaneval_samples  samples of every problem, by the engine
     bootstrap          how far a figure would move with other repositories
     breakdown          what predictions cost, by where the text comes from
     copies             what of a text stands word for word in the training rows

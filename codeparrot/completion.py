@@ -109,6 +109,14 @@ class Completion:
     finish_reason: str
 
 
+def completion(events: Sequence[Event]) -> Completion:
+    """All events of one request together."""
+    reason = events[-1].finish_reason
+    assert reason is not None
+    tokens = tuple(event.token_id for event in events if event.token_id is not None)
+    return Completion("".join(event.text for event in events), tokens, reason)
+
+
 @dataclass(eq=False)
 class Row:
     """A request that runs."""

@@ -12,6 +12,7 @@ from pydantic import Field, model_validator
 from codeparrot.errors import ConfigError
 from codeparrot.evaluate import EvaluateSettings
 from codeparrot.generate import GenerateSettings
+from codeparrot.humaneval_samples import HumanEvalSettings
 from codeparrot.model import ModelSettings
 from codeparrot.packing import PackSettings
 from codeparrot.settings import Settings, validate
@@ -40,11 +41,13 @@ class Recipe(Settings):
     train: TrainSettings
     evaluate: EvaluateSettings
     generate: GenerateSettings
+    humaneval: HumanEvalSettings | None = None
+    """Null: the pipeline leaves it out."""
 
     def prefix_of(self, noun: str) -> str:
         """Where a noun of the flow lies, relative to the base of the storage."""
         run = f"runs/{self.run_name}"
-        of_a_run = {noun: f"{run}/{noun}" for noun in ("evaluation", "completions", "report")}
+        of_a_run = {noun: f"{run}/{noun}" for noun in ("evaluation", "completions", "humaneval", "report")}
         return {"run": run, **of_a_run}.get(noun, noun)
 
     @model_validator(mode="after")

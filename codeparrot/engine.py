@@ -20,6 +20,7 @@ prompts shared in part.
 """
 
 import inspect
+import logging
 from collections import deque
 from collections.abc import Iterable, Sequence
 from itertools import count
@@ -27,7 +28,7 @@ from typing import TYPE_CHECKING
 
 from pydantic import PositiveInt
 
-from codeparrot.completion import Completion, Event, Request, Row, TokenScore
+from codeparrot.completion import Completion, Event, Request, Row, TokenScore, completion
 from codeparrot.errors import GenerationError
 from codeparrot.sampling import MARGIN, choose, penalised
 from codeparrot.settings import Settings
@@ -36,6 +37,8 @@ from codeparrot.vocabulary import Vocabulary
 if TYPE_CHECKING:
     import torch
     import transformers
+
+logger = logging.getLogger(__name__)
 
 FP32_BYTES = 4
 
@@ -67,11 +70,12 @@ class Engine:
         """Tokens of prompt and completion together, at most."""
         self.settings = settings
         self._model = model.eval()
-        self._vocabulary = vocabulary
+        self.vocabulary = vocabulary
         self._vocab_size: int = config.vocab_size
         self._ends = vocabulary.eos_ids | _eos_ids(model)
         self._margin = MARGIN if model.dtype.itemsize >= FP32_BYTES else 0.0
         self._ids = count()
+        self._told = False
         self._waiting: deque[Row] = deque()
         self._rows: list[Row] = []
         """Those that run; each has the slot of its index."""
@@ -95,7 +99,13 @@ class Engine:
     def add(self, request: Request) -> int:
         """Let a request wait for a slot; returns its number. Raises GenerationError if it cannot be served."""
         prompt = request.prompt_for(self.context, self._vocab_size)
-        row = Row(next(self._ids), request, prompt, self._vocabulary)
+        if len(prompt) < len(request.prompt_ids) and not self._told:
+            self._told = True
+            logger.warning(
+                "prompts longer than the model's context of %d tokens, less max_new_tokens, lose their beginning",
+                self.context,
+            )
+        row = Row(next(self._ids), request, prompt, self.vocabulary)
         self._waiting.append(row)
         return row.request_id
 
@@ -175,22 +185,21 @@ class Engine:
         ids = self._tensor(_padded([row.prompt for row in rows]))  # (rows, longest), filled at the right
         self._slots.for_prompts(len(self._rows), *ids.shape)
         self._rows += rows
-        ends = torch.tensor([len(row.prompt) - 1 for row in rows], device=ids.device)
-        kept, place = ends.unique(return_inverse=True)
+        kept = sorted({len(row.prompt) - 1 for row in rows})
         scored = rows[0].request.prompt_logprobs
         logits = self._model(
             input_ids=ids,
             position_ids=torch.arange(ids.shape[1], device=ids.device)[None].expand_as(ids),
             past_key_values=self._slots,
             use_cache=True,
-            logits_to_keep=0 if scored else kept,
+            logits_to_keep=0 if scored else self._tensor(kept),
         ).logits
         if scored:
             rows[0].prompt_scores = tuple(
                 _scores(logits[0, :-1], rows[0].prompt[1:], rows[0].request.top_logprobs or 0)
             )
         for index, row in enumerate(rows):
-            row.after_prompt = logits[index, ends[index] if scored else place[index]].clone()
+            row.after_prompt = logits[index, -1 if scored else kept.index(len(row.prompt) - 1)].clone()
 
     def _next_logits(self) -> "torch.Tensor":
         """Of all rows, after their newest tokens: (rows, vocabulary)."""
@@ -266,14 +275,6 @@ class Engine:
         import torch
 
         return torch.tensor(values, device=self._model.device)
-
-
-def completion(events: Sequence[Event]) -> Completion:
-    """All events of one request together."""
-    reason = events[-1].finish_reason
-    assert reason is not None
-    tokens = tuple(event.token_id for event in events if event.token_id is not None)
-    return Completion("".join(event.text for event in events), tokens, reason)
 
 
 def require_decoder(model: "transformers.PreTrainedModel") -> None:

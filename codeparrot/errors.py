@@ -22,6 +22,8 @@
     +-- TrainingError
     +-- GenerationError        a completion cannot be made as asked
     +-- ClusterError
+    +-- HumanEvalError         problems or completions cannot be scored
+    +-- SandboxError           programs cannot be run safely here
 
 A message names the object, the value and the way out. Each takes that message as its only argument,
 so that it survives pickling from a Ray worker to the driver.
@@ -123,3 +125,11 @@ class GenerationError(CodeParrotError):
 
 class ClusterError(CodeParrotError):
     """The Ray cluster cannot run what was asked of it."""
+
+
+class HumanEvalError(CodeParrotError):
+    """Problems or completions cannot be read, or do not belong together."""
+
+
+class SandboxError(CodeParrotError):
+    """Programs of a model cannot be run here, or not safely."""

@@ -1,17 +1,16 @@
-"""Completions: what a model writes after a prompt.
+"""Completions of the recipe's prompts: what a model writes after each.
 
-Random numbers are keyed by (seed, prompt number), so a completion depends on nothing else.
+Draws are keyed by (seed, prompt number), so a completion depends on nothing else.
 """
 
-from typing import TYPE_CHECKING
+from collections.abc import Iterator, Mapping
 
 from pydantic import Field, PositiveInt
 
+from codeparrot.completion import Completion, Request
+from codeparrot.draws import key
+from codeparrot.engine import Engine
 from codeparrot.settings import Settings
-from codeparrot.tokenizer import Encoder
-
-if TYPE_CHECKING:
-    import transformers
 
 
 class GenerateSettings(Settings):
@@ -26,27 +25,19 @@ class GenerateSettings(Settings):
     """Above 1: tokens seen before become less likely."""
 
 
-def complete(
-    model: "transformers.PreTrainedModel", encoder: Encoder, prompt: str, settings: GenerateSettings, key: int
-) -> str:
-    """The completion of one prompt, without the prompt. The context is the model's last `n_positions` tokens."""
-    import torch
+def complete(engine: Engine, prompts: Mapping[int, str], settings: GenerateSettings, seed: int) -> list[Completion]:
+    """The completions of numbered prompts, in their order. Of a prompt that is too long, the end counts."""
+    return engine.complete(_requests(engine, prompts, settings, seed))
 
-    ids = [encoder.eos_token_id, *encoder.encode([prompt])[0].tolist()]
-    room = max(1, int(model.config.n_positions) - settings.max_new_tokens)
-    inputs = torch.tensor([ids[-room:]])
-    torch.manual_seed(key)
-    sampling = {"do_sample": True, "temperature": settings.temperature, "top_p": settings.top_p}
-    with torch.inference_mode():
-        out = model.generate(
-            inputs,
-            attention_mask=torch.ones_like(inputs),
-            max_new_tokens=min(settings.max_new_tokens, int(model.config.n_positions) - inputs.shape[1]),
+
+def _requests(engine: Engine, prompts: Mapping[int, str], settings: GenerateSettings, seed: int) -> Iterator[Request]:
+    for number, prompt in prompts.items():
+        yield Request(
+            engine.vocabulary.encode(prompt),
+            max_new_tokens=min(settings.max_new_tokens, engine.context - 1),
+            temperature=settings.temperature,
+            top_p=settings.top_p,
+            seed=key(seed, "completion", number),
             repetition_penalty=settings.repetition_penalty,
-            pad_token_id=encoder.eos_token_id,
-            **(sampling if settings.temperature > 0 else {"do_sample": False}),
+            cut_prompt=True,
         )
-    new = out[0, inputs.shape[1] :].tolist()
-    if encoder.eos_token_id in new:
-        new = new[: new.index(encoder.eos_token_id)]
-    return encoder.decode(new)

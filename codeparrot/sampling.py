@@ -1,10 +1,10 @@
 """The next token: temperature, top-p, and draws that depend on nothing but their key.
 
-A token is the maximum of score = logit / temperature + noise over the candidates, where the noise of a candidate is a
-pure function of (seed of the request, position, token id) with a standard Gumbel distribution. That draws from the
-softmax (Maddison et al., "A* Sampling" (2014), section 2), and it is robust: a logit that differs in its last bits
-changes the token only if two scores were as close as that. A cumulated sum has no such property: each of its boundaries
-moves with all logits before it.
+Every token of the vocabulary has a clock that rings after a time with an exponential distribution, faster the likelier
+the token is; the token whose clock rings first is taken. That draws from the softmax (Maddison et al., "A* Sampling"
+(2014), section 2, in another form). How long a clock takes is a pure function of (seed of the request, position, token
+id) and of the probability of its own token. So a logit that differs in its last bits changes the choice only if two
+clocks ring at once but for rounding. A cumulated sum has no such property: each of its borders moves with all before.
 
 Logits do differ in their last bits, with the number of rows in a batch and the length of its longest. So a choice also
 says whether rounding could have changed it (`Choice.unsure`); the engine then computes that one row again by itself, in
@@ -55,86 +55,101 @@ def choose(logits: "torch.Tensor", draws: Sequence[Draw], margin: float = MARGIN
     import torch
 
     logits = logits.float()
-    tokens = torch.empty(len(draws), dtype=torch.long, device=logits.device)
-    unsure = torch.zeros(len(draws), dtype=torch.bool, device=logits.device)
     kinds: dict[str, list[int]] = {}
     for row, draw in enumerate(draws):
         kind = "greedy" if draw.temperature == 0 else "full" if draw.top_p >= 1 else "nucleus"
         kinds.setdefault(kind, []).append(row)
+    tokens = torch.empty(len(draws), dtype=torch.long, device=logits.device)
+    unsure = torch.empty(len(draws), dtype=torch.bool, device=logits.device)
     for kind, rows in kinds.items():
-        index = torch.tensor(rows, device=logits.device)
-        own = logits if len(rows) == len(draws) else logits[index]
-        chosen, close = _CHOOSERS[kind](own, [draws[row] for row in rows], margin)
-        tokens[index], unsure[index] = chosen, close
+        own = logits if len(rows) == len(draws) else logits[rows]
+        tokens[rows], unsure[rows] = _CHOOSERS[kind](own, [draws[row] for row in rows], margin)
     return Choice(tokens, unsure)
 
 
 def _greedy(logits: "torch.Tensor", _: Sequence[Draw], margin: float) -> "tuple[torch.Tensor, torch.Tensor]":
-    return _best(logits, _rounding(logits, margin))
+    import torch
+
+    (first, second), places = (each.unbind(1) for each in torch.topk(logits, 2))
+    return places[0], first - second < 2 * _rounding(logits, margin)
 
 
 def _full(logits: "torch.Tensor", draws: Sequence[Draw], margin: float) -> "tuple[torch.Tensor, torch.Tensor]":
     import torch
 
-    ids = torch.arange(logits.shape[1], device=logits.device).expand_as(logits)
     heat = _column(logits, [draw.temperature for draw in draws])
-    return _best(logits / heat + gumbel(ids, draws), _rounding(logits, margin) / heat[:, 0])
+    ids = torch.arange(logits.shape[1], device=logits.device)[None]
+    return _first(torch.softmax(logits / heat, 1), clocks(ids, draws), _rounding(logits, margin) / heat[:, 0])
 
 
 def _nucleus(logits: "torch.Tensor", draws: Sequence[Draw], margin: float) -> "tuple[torch.Tensor, torch.Tensor]":
-    """As `_full`, among the tokens of the nucleus.
+    """As `_full`, among the fewest likeliest tokens that have the mass; those of narrow nuclei need no long sorting."""
+    import torch
 
-    A token is unsure if another one is as good within rounding, if it would only be in the nucleus after rounding, or
-    if it stands at the border of it and the border is not clear.
+    heat = _column(logits, [draw.temperature for draw in draws])
+    top_p = _column(logits, [draw.top_p for draw in draws])
+    probabilities = torch.softmax(logits / heat, 1)
+    rounding = _rounding(logits, margin)[:, None] / heat
+    width = min(NUM_CANDIDATES, logits.shape[1])
+    mass, ids = torch.topk(probabilities, width)  # (rows, candidates), likeliest first
+    narrow = (mass.sum(1, dtype=torch.float64, keepdim=True) > top_p + 2 * rounding)[:, 0]
+    tokens, unsure = torch.empty_like(ids[:, 0]), torch.empty_like(narrow)
+    for rows in (narrow.nonzero()[:, 0], (~narrow).nonzero()[:, 0]):
+        if rows.numel():
+            wide = width < logits.shape[1] and not narrow[rows[0]]
+            candidates = torch.sort(probabilities[rows], descending=True) if wide else (mass[rows], ids[rows])
+            own = [draws[row] for row in rows.tolist()]
+            tokens[rows], unsure[rows] = _of_nucleus(*candidates, top_p[rows], rounding[rows], own)
+    return tokens, unsure
+
+
+def _of_nucleus(
+    mass: "torch.Tensor", ids: "torch.Tensor", top_p: "torch.Tensor", rounding: "torch.Tensor", draws: Sequence[Draw]
+) -> "tuple[torch.Tensor, torch.Tensor]":
+    """The choice among sorted candidates. `mass`, `ids`: (rows, candidates); `top_p`, `rounding`: (rows, 1).
+
+    Unsure is also a token that would be in the nucleus only after rounding, and one at the border of the nucleus if the
+    border itself is not clear: the next token is as likely, or the sum is as good as reached without it.
     """
     import torch
 
-    heat, top_p = (_column(logits, [getattr(draw, name) for draw in draws]) for name in ("temperature", "top_p"))
-    rounding = (_rounding(logits, margin) / heat[:, 0])[:, None]  # (rows, 1)
-    scaled = logits / heat
-    total = torch.logsumexp(scaled, 1, keepdim=True)
-    num_candidates = min(NUM_CANDIDATES, logits.shape[1])
-    while True:
-        values, ids = torch.topk(scaled, num_candidates)  # (rows, candidates), likeliest first
-        mass = torch.exp(values - total).double()
-        through = mass.cumsum(1)
-        if num_candidates == logits.shape[1] or bool((through[:, -1:] > top_p + 2 * rounding).all()):
-            break
-        num_candidates = logits.shape[1]
+    through = mass.cumsum(1, dtype=torch.float64)
     before = through - mass
     inside = before < top_p
-    last = inside.sum(1, keepdim=True) - 1  # the border: the least likely token that is inside
-    border = values.gather(1, last)
-    beyond = values.gather(1, (last + 1).clamp(max=num_candidates - 1)).where(
-        last + 1 < num_candidates, torch.full_like(border, -torch.inf)
-    )
-    maybe = inside | (before < top_p + rounding) | (values > border - rounding)
-    scores = (values + gumbel(ids, draws)).masked_fill(~maybe, -torch.inf)
-    place, close = _best(scores, rounding[:, 0])
-    place = place[:, None]
-    unclear = (beyond > border - rounding) | (before.gather(1, last) > top_p - rounding)
-    at_border = values.gather(1, place) < border + rounding
-    unsure = close[:, None] | ~inside.gather(1, place) | (at_border & unclear)
-    strict, _ = _best(scores.masked_fill(~inside, -torch.inf), rounding[:, 0])
-    return ids.gather(1, strict[:, None])[:, 0], unsure[:, 0]
+    last = inside.sum(1, keepdim=True) - 1
+    border, beyond = mass.gather(1, last), mass.gather(1, (last + 1).clamp(max=mass.shape[1] - 1))
+    as_likely = border * torch.exp(-2 * rounding)
+    beyond = beyond.masked_fill(last + 1 == mass.shape[1], 0)
+    times = clocks(ids, draws)
+    maybe = inside | (before < top_p + rounding) | (mass > as_likely)
+    place, close = _first(mass.masked_fill(~maybe, 0), times, rounding[:, 0])
+    chosen, _ = _first(mass.masked_fill(~inside, 0), times, rounding[:, 0])
+    unclear = (beyond > as_likely) | (before.gather(1, last) > top_p - rounding)
+    at_border = mass.gather(1, place[:, None]) < border * torch.exp(2 * rounding)
+    unsure = close[:, None] | ~inside.gather(1, place[:, None]) | (at_border & unclear)
+    return ids.gather(1, chosen[:, None])[:, 0], unsure[:, 0]
 
 
 _CHOOSERS = {"greedy": _greedy, "full": _full, "nucleus": _nucleus}
 
 
-def _best(scores: "torch.Tensor", rounding: "torch.Tensor") -> "tuple[torch.Tensor, torch.Tensor]":
-    """The place of the best score of each row, and whether the second is as good within rounding."""
+def _first(
+    probabilities: "torch.Tensor", times: "torch.Tensor", rounding: "torch.Tensor"
+) -> "tuple[torch.Tensor, torch.Tensor]":
+    """The place in each row whose clock rings first, and whether another one does at once but for rounding."""
     import torch
 
-    values, places = torch.topk(scores, min(2, scores.shape[1]))
-    close = values[:, 0] - values[:, -1] < 2 * rounding if scores.shape[1] > 1 else rounding < 0
-    return places[:, 0], close
+    speeds, places = torch.topk(probabilities / times, 2)
+    return places[:, 0], speeds[:, 1] > speeds[:, 0] * torch.exp(-2 * rounding)
 
 
 def _rounding(logits: "torch.Tensor", margin: float) -> "torch.Tensor":
     """What rounding may move a logit of each row by: (rows,)."""
-    finite = logits.masked_fill(logits.isinf(), 0)
-    return finite.abs().amax(1) * margin
+    import torch
+
+    least, most = torch.aminmax(logits, dim=1)
+    largest = torch.maximum(most.abs(), least.abs())
+    return margin * torch.where(largest.isfinite(), largest, most.abs())
 
 
 def _column(like: "torch.Tensor", values: Sequence[float]) -> "torch.Tensor":
@@ -143,15 +158,20 @@ def _column(like: "torch.Tensor", values: Sequence[float]) -> "torch.Tensor":
     return torch.tensor(values, dtype=torch.float32, device=like.device)[:, None]
 
 
-def gumbel(ids: "torch.Tensor", draws: Sequence[Draw]) -> "torch.Tensor":
-    """Standard Gumbel noise of these token ids, one row for each draw: (rows, candidates), float64."""
+def clocks(ids: "torch.Tensor", draws: Sequence[Draw]) -> "torch.Tensor":
+    """The times of these token ids at probability 1, standard exponential: (rows, candidates).
+
+    `ids`: (rows, candidates), or (1, candidates) for the same in all rows.
+    """
     import torch
 
-    keys = [_mix(_mix(draw.seed) + draw.position) for draw in draws]
-    key = torch.tensor([_signed(value) for value in keys], device=ids.device)[:, None]
-    bits = _mix_tensor(key + ids * _signed(GOLDEN))
-    uniform = (_shifted(bits, 11).double() + 0.5) * 2.0**-53  # in (0, 1): neither end
-    return -torch.log(-torch.log(uniform))
+    keys = [_signed(_mix(_mix(draw.seed) + draw.position)) for draw in draws]
+    bits = torch.tensor(keys, device=ids.device)[:, None] + ids * _signed(GOLDEN)
+    for shift, factor in ((30, FIRST), (27, SECOND), (31, 1)):
+        bits ^= (bits >> shift).bitwise_and_(2 ** (64 - shift) - 1)  # int64 shifts its sign in; this one, zeros
+        bits *= _signed(factor)
+    uniform = (bits >> 11).bitwise_and_(2**53 - 1).double().add_(0.5).mul_(2.0**-53)  # in (0, 1): neither end
+    return uniform.log_().neg_().float()
 
 
 # SplitMix64 (Steele et al., "Fast splittable pseudorandom number generators" (2014), figure 16): a step of GOLDEN, and
@@ -165,17 +185,6 @@ def _mix(value: int) -> int:
     value = ((value ^ (value >> 30)) * FIRST) & WORD
     value = ((value ^ (value >> 27)) * SECOND) & WORD
     return value ^ (value >> 31)
-
-
-def _mix_tensor(value: "torch.Tensor") -> "torch.Tensor":
-    value = (value ^ _shifted(value, 30)) * _signed(FIRST)
-    value = (value ^ _shifted(value, 27)) * _signed(SECOND)
-    return value ^ _shifted(value, 31)
-
-
-def _shifted(value: "torch.Tensor", bits: int) -> "torch.Tensor":
-    """To the right, filled with zeros; int64 knows only the shift that keeps the sign."""
-    return (value >> bits) & (2 ** (64 - bits) - 1)
 
 
 def _signed(value: int) -> int:

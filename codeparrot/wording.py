@@ -69,12 +69,13 @@ def habits(texts: Sequence[str]) -> dict[str, Any]:
     written = [line for line in lines if line.strip()]
     indented = [len(line) - len(line.lstrip(" ")) for line in written if line.startswith(" ")]
     words = words_of(texts)
+    prose = sum(comment_fraction(text) * len(text) for text in texts)
     num_words, num_characters = words.total(), sum(map(len, texts))
     return {
         "num_characters": num_characters,
         "line_characters": sum(map(len, written)) / len(written) if written else None,
         "empty_lines": 1 - len(written) / len(lines) if lines else None,
-        "comments": sum(comment_fraction(text) * len(text) for text in texts) / num_characters if num_characters else None,
+        "comments": prose / num_characters if num_characters else None,
         "indentation": sum(indented) / len(indented) if indented else None,
         "different_words": len(words) / num_words if num_words else None,
         "async_words": (words["async"] + words["await"]) / num_words if num_words else None,

@@ -25,6 +25,7 @@ What it builds on, each module on those above it:
     jobs        submit, list, status, cancel, resume
     logs        the driver's log
     dashboard   a port-forward to the head
+    score       completions scored in a pod without network
     findings    the lines of the doctor
     outside     what the doctor asks the API server
     inside      what the doctor asks in a pod

@@ -138,6 +138,22 @@ def _dashboard(options: argparse.Namespace) -> int:
     return 0
 
 
+def _score(options: argparse.Namespace) -> int:
+    from k8s import release, score, tools
+    from k8s.connection import connect
+
+    tools.require("kubectl")
+    completions = score.read(options.completions)
+    api = connect(options.context, options.namespace).api
+    chosen = release.find(api, options.release)
+    arguments = [f"--{name.replace('_', '-')}" for name in ("allow_missing", "allow_weak") if getattr(options, name)]
+    results, summary = score.score(api, options.context, chosen, completions, arguments, tools.run, SystemClock())
+    if options.results:
+        options.results.write_text(results)
+    _say(summary)
+    return 0
+
+
 def _doctor(options: argparse.Namespace) -> int:
     from k8s.connection import connect
     from k8s.doctor import examine
@@ -177,6 +193,7 @@ COMMANDS: dict[str, Callable[[argparse.Namespace], int]] = {
     "cancel": _cancel,
     "resume": _resume,
     "dashboard": _dashboard,
+    "score": _score,
     "doctor": _doctor,
     "cluster": _cluster,
     "annotate": _annotate,

@@ -24,7 +24,9 @@ The only place that imports ray. In the order of the flow:
     evaluate_texts    what whole documents cost a model
     evaluate_tasks    what a model writes when asked, and what of it is copied
     evaluate          a run -> its measures on the validation split
+    engines           the model that a task decodes with
     generate          a run -> completions
+    humaneval         a run -> completions of problems, and how many are right
     report            all of them -> one page
     pipeline          all stages in order, as one resumable job
     runs              no stage: the runs of a store, listed, verified, exported and deleted

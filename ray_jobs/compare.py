@@ -24,12 +24,12 @@ import numpy as np
 
 from codeparrot.compare import PROMPTS, CompareSettings, Contestant, Corpus, DataSet, comparison, render
 from codeparrot.config import load_recipe
-from codeparrot.documents import decode
+from codeparrot.documents import ReadReason, decode
 from codeparrot.draws import key
 from codeparrot.errors import ConfigError
 from codeparrot.manifest import load_manifest
 from codeparrot.pretrained import NAMED, OF_A_RUN
-from codeparrot.runs import find_runs
+from codeparrot.runs import find_runs, prefix_of
 from codeparrot.settings import validate
 from codeparrot.storage import LocalStorage, Storage, open_storage
 from codeparrot.wording import modules_of
@@ -59,6 +59,8 @@ class Named:
     where: str
     store: str | None
     """The base of the store of its run."""
+    run: str | None = None
+    """If it is what this run has exported."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -147,13 +149,19 @@ def named_models(wanted: Sequence[str], store: str | None) -> list[Named]:
 def _named(where: str, store: str | None) -> Named:
     if where.endswith(RECIPES):
         recipe = load_recipe(where)
-        return Named(recipe.run_name, f"{recipe.storage.uri.rstrip('/')}/runs/{recipe.run_name}", recipe.storage.uri)
+        return Named(
+            recipe.run_name,
+            f"{recipe.storage.uri.rstrip('/')}/runs/{recipe.run_name}",
+            recipe.storage.uri,
+            recipe.run_name,
+        )
     of_a_run = OF_A_RUN.fullmatch(where)
     if of_a_run:
         step = f"@{int(of_a_run['step'])}" if of_a_run["step"] else ""
-        return Named(f"{of_a_run['run']}{step}", where, of_a_run["base"] or ".")
+        run = None if step else of_a_run["run"]
+        return Named(f"{of_a_run['run']}{step}", where, of_a_run["base"] or ".", run)
     if store is not None and NAMED.fullmatch(where) and find_runs(open_storage(store), where.partition("@")[0]):
-        return Named(where, where, store)
+        return Named(where, where, store, None if "@" in where else where)
     return Named(Path(where.rstrip("/")).name, where, None)
 
 
@@ -227,7 +235,7 @@ def _texts(where: str, settings: CompareSettings) -> tuple[str, str, list[Text]]
     texts, total = [], 0
     for file in files:
         content = decode(file.read_bytes())
-        if isinstance(content, str) and total < settings.max_bytes:
+        if not isinstance(content, ReadReason) and total < settings.max_bytes:
             text = Text(str(file), path.name, None, content[: settings.document_bytes])
             texts.append(text)
             total += text.num_bytes
@@ -240,6 +248,8 @@ def contestant(model: Named, measured: Measured, seed: int) -> Contestant:
     if model.store is not None:
         storage = open_storage(model.store)
         corpus = sampled_corpus(storage, seed)
+        scored = load_manifest(storage, f"{prefix_of(model.run)}/humaneval") if model.run else None
+        pass_at_k = scored.counts["pass_at_k"] if scored else None
     return Contestant(
         name=model.name,
         source=measured.source,

@@ -17,33 +17,29 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from codeparrot.breakdown import Costs, Origins, breakdown
 from codeparrot.config import Recipe
 from codeparrot.data_order import spread as spread_rows
 from codeparrot.dataloader import PackedRows
 from codeparrot.evaluate import context_of
+from codeparrot.exported import EXPORT
 from codeparrot.forgotten import forgotten
 from codeparrot.manifest import Manifest, json_lines, require_manifest
 from codeparrot.metrics import gzip_bits_per_byte, measures, xz_bits_per_byte
-from codeparrot.model import load_model
 from codeparrot.pretrained import Pretrained, load_pretrained
 from codeparrot.storage import Storage, open_storage
 from codeparrot.tokenizer import Encoder
 from ray_jobs import evaluate_tasks
 from ray_jobs.cluster import ray_session, spread
-from ray_jobs.evaluate_rows import SPLIT, Model, batch_costs, once, origins_of, together
+from ray_jobs.evaluate_rows import SPLIT, Model, batch_costs, origins_of, together
 from ray_jobs.evaluate_texts import sampled_texts, texts_cost
 from ray_jobs.progress import configure_logging
 from ray_jobs.runs import print_json, print_table
 from ray_jobs.stage import MADE_BY, Output, Stage, Work, guarded, main, shared_options, stage_settings
 
-if TYPE_CHECKING:
-    import transformers
-
 NAME = "ray_jobs.evaluate"
-EXPORT = "export/"
 BREAKDOWN, ANSWERS = "breakdown.json", "answers.jsonl"
 YARDSTICK_BYTES = 64_000_000  # xz -9 sees no further back than its dictionary of 64 MiB
 TEXT_BYTES = 64_000_000
@@ -137,16 +133,6 @@ def answered(
         tasks, completions, partial(evaluate_tasks.find_copies, storage, packed, tokenizer_json)
     )
     return evaluate_tasks.lines_of(judged, storage, packed), evaluate_tasks.summary(judged, seed)
-
-
-def exported_model(uri: str, trained: Manifest) -> "transformers.PreTrainedModel":
-    """The model of a run, loaded once per process."""
-
-    def load() -> "transformers.PreTrainedModel":
-        storage = open_storage(uri)
-        return load_model({name.removeprefix(EXPORT): trained.read(storage, name) for name in trained.names(EXPORT)})
-
-    return once("model", (uri, trained.folder), load)
 
 
 def text_of(rows: PackedRows, chosen: Sequence[int], encoder: Encoder) -> bytes:

@@ -1,25 +1,33 @@
 """A run to completions of the recipe's prompts."""
 
 import json
+from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
-from codeparrot.draws import key
+from codeparrot.engine import EngineSettings
 from codeparrot.generate import GenerateSettings, complete
 from codeparrot.manifest import Manifest
-from codeparrot.storage import open_storage
-from codeparrot.tokenizer import Encoder
 from ray_jobs.cluster import spread
-from ray_jobs.evaluate import EXPORT, exported_model
+from ray_jobs.engines import engine_of
 from ray_jobs.stage import Output, Stage, Work, main, stage_settings
+
+NUM_PER_TASK = EngineSettings().max_batch_size
 
 
 def run(work: Work) -> Output:
     """Complete every prompt."""
-    settings, trained = work.recipe.generate, work.inputs["run"]
-    write = partial(complete_prompt, uri=work.storage.uri, trained=trained, settings=settings, seed=work.recipe.seed)
+    settings = work.recipe.generate
+    write = partial(
+        complete_prompts,
+        uri=work.storage.uri,
+        trained=work.inputs["run"],
+        settings=settings,
+        seed=work.recipe.seed,
+    )
     prompts = list(enumerate(settings.prompts))
-    completions = spread("generate", prompts, write, "completions", workers=1)
+    batches = [dict(prompts[start : start + NUM_PER_TASK]) for start in range(0, len(prompts), NUM_PER_TASK)]
+    completions = [text for batch in spread("generate", batches, write, "batches", workers=1) for text in batch]
     pairs = [
         {"prompt": prompt, "completion": completion}
         for prompt, completion in zip(settings.prompts, completions, strict=True)
@@ -28,13 +36,11 @@ def run(work: Work) -> Output:
     return [file], {"num_completions": len(pairs), "max_new_tokens": settings.max_new_tokens}
 
 
-def complete_prompt(
-    prompt: tuple[int, str], *, uri: str, trained: Manifest, settings: GenerateSettings, seed: int
-) -> str:
-    """The completion of one numbered prompt."""
-    encoder = Encoder(trained.read(open_storage(uri), f"{EXPORT}tokenizer.json").decode())
-    index, text = prompt
-    return complete(exported_model(uri, trained), encoder, text, settings, key(seed, "completion", index))
+def complete_prompts(
+    prompts: Mapping[int, str], *, uri: str, trained: Manifest, settings: GenerateSettings, seed: int
+) -> list[str]:
+    """The completions of these numbered prompts."""
+    return [completion.text for completion in complete(engine_of(uri, trained), prompts, settings, seed)]
 
 
 def summary(manifest: Manifest) -> tuple[str, str]:

@@ -19,15 +19,16 @@ from codeparrot.plots import visible
 from codeparrot.storage import LocalStorage, Storage
 from ray_jobs import report
 from ray_jobs.progress import console, duration
-from ray_jobs.stage import Outcome, command, run_stage, state_folder
+from ray_jobs.stage import Outcome, command, run_stage, state_folder, wanted
 
 STAGES = (*report.SHOWN, report.STAGE)
 
 
 def run_pipeline(recipe: Recipe, storage: Storage) -> None:
     """Bring every output up to date and show the result."""
-    outcomes = [run_stage(stage, recipe, storage) for stage in STAGES]
-    manifests = {stage.makes: outcome.manifest for stage, outcome in zip(STAGES, outcomes, strict=True)}
+    stages = [stage for stage in STAGES if wanted(stage.makes, recipe)]
+    outcomes = [run_stage(stage, recipe, storage) for stage in stages]
+    manifests = {stage.makes: outcome.manifest for stage, outcome in zip(stages, outcomes, strict=True)}
     folder = state_folder() / "runs" / recipe.run_name
     pairs = json.loads(manifests["completions"].read(storage, "completions.json"))
     local = LocalStorage(str(folder))
@@ -73,6 +74,7 @@ def summary(
         "checkpoint_uri": run["checkpoint_uri"],
         "export_path": str(export),
         "completions": completions,
+        **({"humaneval": manifests["humaneval"].counts} if "humaneval" in manifests else {}),
     }
 
 

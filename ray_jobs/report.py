@@ -6,7 +6,7 @@ from typing import Any
 from codeparrot.config import dump_recipe
 from codeparrot.manifest import Manifest
 from codeparrot.report import ReportData, render
-from ray_jobs import collect, curate, evaluate, generate, pack, train, train_tokenizer
+from ray_jobs import collect, curate, evaluate, generate, humaneval, pack, train, train_tokenizer
 from ray_jobs.progress import size
 from ray_jobs.stage import MADE_BY, Output, Stage, Work, main
 
@@ -19,6 +19,7 @@ SHOWN = (
     train.STAGE,
     evaluate.STAGE,
     generate.STAGE,
+    humaneval.STAGE,
 )
 """The stages before this one, in order."""
 

@@ -45,9 +45,12 @@ MADE_BY = {
     "run": "train",
     "evaluation": "evaluate",
     "completions": "generate",
+    "humaneval": "humaneval",
     "report": "report",
 }
 """The nouns of the flow, and the stage that makes each."""
+OPTIONAL = ("humaneval",)
+"""Those that a recipe may leave out: they are made and shown only if it has a part of this name."""
 MAX_SHOWN_CHANGES = 5
 
 
@@ -116,7 +119,8 @@ def run_stage(stage: Stage, recipe: Recipe, storage: Storage) -> Outcome:
     check()
     status.begin(stage.name)
     began = time.monotonic()
-    inputs = {noun: require_manifest(storage, recipe.prefix_of(noun), MADE_BY[noun]) for noun in stage.inputs}
+    nouns = [noun for noun in stage.inputs if wanted(noun, recipe)]
+    inputs = {noun: require_manifest(storage, recipe.prefix_of(noun), MADE_BY[noun]) for noun in nouns}
     digests = {noun: manifest.digest for noun, manifest in inputs.items()}
     plan = None
     if stage.plan is not None:
@@ -139,6 +143,11 @@ def run_stage(stage: Stage, recipe: Recipe, storage: Storage) -> Outcome:
     came, went = outcome.summary
     logger.info("%-16s %-10s %9s   %s -> %s", stage.name, found, duration(seconds), came, went)
     return outcome
+
+
+def wanted(noun: str, recipe: Recipe) -> bool:
+    """Whether a run of this recipe has this noun."""
+    return noun not in OPTIONAL or getattr(recipe, noun) is not None
 
 
 def _announce(attempt: Attempt, committed: Manifest | None, missing: Sequence[str]) -> None:

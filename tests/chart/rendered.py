@@ -103,6 +103,8 @@ def _templates(item: Object) -> Iterator[dict[str, Any]]:
     kind = item["kind"]
     if kind == "ConfigMap" and "rayjob.yaml" in item["data"]:
         yield from _templates(yaml.safe_load(item["data"]["rayjob.yaml"]))
+    elif kind == "ConfigMap" and "pod.yaml" in item["data"]:
+        yield yaml.safe_load(item["data"]["pod.yaml"])
     elif kind == "Pod":
         yield item
     elif kind == "StatefulSet":

@@ -10,11 +10,14 @@ from typing import Any
 import pytest
 
 from codeparrot import local_store
+from codeparrot.manifest import load_manifest
 from codeparrot.storage import sha256_hex
-from ray_jobs.stage import MADE_BY
+from ray_jobs.stage import MADE_BY, OPTIONAL
 from tests.integration.conftest import LOOPBACK, Machine, listeners, micro_recipe, wait_until
 
 SUCCESS, FAILED, INTERRUPTED = 0, 1, 3
+STAGES = [name for noun, name in MADE_BY.items() if noun not in OPTIONAL]
+"""Of a recipe without optional parts."""
 
 
 def summary_of(machine: Machine) -> Any:
@@ -31,7 +34,7 @@ def weights_of(machine: Machine) -> str:
 
 def test_a_run_leaves_the_summary_that_it_promises(undisturbed: Machine) -> None:
     summary = summary_of(undisturbed)
-    assert [stage["name"] for stage in summary["stages"]] == list(MADE_BY.values())
+    assert [stage["name"] for stage in summary["stages"]] == STAGES
     assert summary["world_size"] == 4
     assert summary["num_parameters"] > 0
     assert summary["num_documents"] > 0
@@ -109,6 +112,26 @@ def test_runs_in_the_object_store_are_listed_verified_and_exported(undisturbed: 
     assert sha256_hex(exported) == sha256_hex((tmp_path / "model" / "model.safetensors").read_bytes())
     assert undisturbed.start("runs", "delete").wait() == 2  # it only says what would go
     assert json.loads(undisturbed.run("runs", "list", "--json").output)["runs"] == [run]
+
+
+def test_problems_are_completed_by_ray_and_scored_in_the_sandbox(undisturbed: Machine, tmp_path: Path) -> None:
+    problem = {
+        "entry_point": "f",
+        "canonical_solution": "    return 1\n",
+        "test": "def check(f):\n    assert f(1) == 1\n",
+    }
+    problems = [{"task_id": f"Own/{name}", "prompt": f"def f({name}):\n", **problem} for name in "abc"]
+    (tmp_path / "problems.jsonl").write_text("".join(json.dumps(problem) + "\n" for problem in problems))
+    settings = {"problems": str(tmp_path / "problems.jsonl"), "num_samples": 2, "max_new_tokens": 8, "num_workers": 1}
+    process = undisturbed.run("humaneval", "--set", f"humaneval={json.dumps(settings)}")
+    assert re.search(r"3 problems, 2 samples of each -> pass@1 \d", process.output)
+    with undisturbed.storage() as storage:
+        manifest = load_manifest(storage, "runs/micro/humaneval")
+        assert manifest is not None
+        results = [json.loads(line) for line in manifest.read(storage, "results.jsonl").splitlines()]
+    assert [(result["task_id"], result["sample"]) for result in results] == [
+        (problem["task_id"], sample) for problem in problems for sample in (0, 1)
+    ]
 
 
 @pytest.mark.faults
@@ -229,7 +252,7 @@ def test_a_second_run_has_nothing_to_do_and_one_changed_key_runs_only_what_depen
     """The last test here: it leaves the undisturbed run with other completions."""
     process = undisturbed.run()
     assert set(statuses(undisturbed).values()) == {"up to date"}
-    assert process.output.count("up to date") >= len(MADE_BY)
+    assert process.output.count("up to date") >= len(STAGES)
 
     process = undisturbed.run("pipeline", "--set", "generate.temperature=0.5")
     ran = {name for name, status in statuses(undisturbed).items() if status == "done"}

@@ -5,12 +5,17 @@ import socket
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from importlib.util import find_spec
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import hypothesis
 import pytest
 
 from codeparrot.storage import LocalStorage
+
+if TYPE_CHECKING:
+    from codeparrot.exported import Pretrained
 
 NOBODY = 65534
 
@@ -56,3 +61,25 @@ def wait_until(condition: Callable[[], bool]) -> None:
     while not condition():
         assert time.monotonic() < deadline
         time.sleep(0.002)
+
+
+@pytest.fixture(scope="session")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> "Pretrained":
+    """A GPT-2 of two layers that has learned nothing, and a tokenizer that knows code; its logits are far apart."""
+    from codeparrot.exported import load_folder
+    from codeparrot.model import ModelSettings, build_model, model_config
+    from codeparrot.tokenizer import tokenizer_files, train_tokenizer
+
+    spec = find_spec("click")
+    assert spec is not None
+    assert spec.origin is not None
+    texts = [path.read_bytes() for path in sorted(Path(spec.origin).parent.glob("*.py"))]
+    settings = ModelSettings(n_layer=2, n_head=2, n_embd=32)
+    model = build_model(model_config(settings, vocab_size=600, max_seq_len=128, eos_token_id=0), seed=0)
+    for parameter in model.parameters():
+        parameter.data *= 3
+    folder = tmp_path_factory.mktemp("tiny")
+    model.save_pretrained(folder)
+    for name, data in tokenizer_files(train_tokenizer(texts, 600), 128).items():
+        (folder / name).write_bytes(data)
+    return load_folder(str(folder), "tiny")
