@@ -18,7 +18,7 @@ export PYTHONDONTWRITEBYTECODE :=
 export RAY_USAGE_STATS_ENABLED := 0
 export HF_HUB_OFFLINE ?= 1
 
-.PHONY: help run test faults chaos unit bench lint fmt lock schema clean store image chart e2e cluster-up cluster-down
+.PHONY: help run study test faults chaos unit bench lint fmt lock schema clean store image chart e2e cluster-up cluster-down
 
 ##@ Use
 help: ## Show this list
@@ -27,6 +27,11 @@ help: ## Show this list
 
 run: $(VENV)/.run ## Everything, from source code to a trained model and its report (CONFIG=recipe STAGE=stage ARGS=...)
 	@$(PY) -m ray_jobs.local $(STAGE) --config $(CONFIG) $(ARGS)
+
+study: $(VENV)/.run ## Two models on two corpora, web frameworks and scientific packages, and what tells them apart
+	@$(PY) -m ray_jobs.local pipeline --config recipes/study-web.yaml
+	@$(PY) -m ray_jobs.local pipeline --config recipes/study-scientific.yaml
+	@$(PY) -m ray_jobs.local compare recipes/study-web.yaml recipes/study-scientific.yaml $(ARGS)
 
 store: $(VENV)/.run ## The embedded object store alone, in the foreground
 	@$(PY) -m codeparrot.local_store

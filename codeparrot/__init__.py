@@ -44,7 +44,6 @@ Nothing here imports ray or kubernetes, so every piece runs in a plain test or u
     checkpoint         a step's whole state, committed at once and verified
     checkpoint_writer  checkpoints in the background
     metrics            loss, perplexity, bits per byte, and plain yardsticks
-    evaluate           the loss of rows, token-weighted
     parallel           ranks that train together (DDP, FSDP2), and how they agree
     stopwatch          where the time of a training run goes
     train_state        the state of a training run, to the host and back
@@ -69,10 +68,17 @@ Nothing here imports ray or kubernetes, so every piece runs in a plain test or u
     humaneval          problems, completions of them, and how many are right
     score              no stage: completions from a file, scored without Ray or a store
     humaneval_samples  samples of every problem, by the engine
+    bootstrap          how far a figure would move with other repositories
+    breakdown          what predictions cost, by where the text comes from
+    copies             what of a text stands word for word in the training rows
+    tasks              lines and bodies of functions that a model is asked to write
+    evaluate           how well a model predicts rows and whole texts
     plots              the drawings of the report
     pages              what pages and cards share, and how text of strangers is shown
     data_card          what is in a corpus, where it comes from, what was removed by what
     report             the page a person looks at
+    wording            what texts show of the corpus that a model has learned from
+    compare            several models on the same prompts and text, on one page
     runs               the runs of a store: what there is, whether it is intact, deleting it
     sightings          which runs were trained on rows of a repository
     hub                a checkpoint as the hub has models, with its model card

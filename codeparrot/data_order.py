@@ -206,3 +206,10 @@ def _round_keys(seed: int, *purpose: str | int) -> UInt64:
 def rank_rows(batch: Int64, rank: int, world_size: int) -> Int64:
     """The rows of a batch that one rank trains on: every world_size-th, so that ranks together see all."""
     return batch[rank::world_size]
+
+
+def spread(num_rows: int, wanted: int | None) -> list[int]:
+    """At most `wanted` row numbers, evenly spread over `num_rows` and without repetition."""
+    if wanted is None or wanted >= num_rows:
+        return list(range(num_rows))
+    return [index * num_rows // wanted for index in range(wanted)]

@@ -1,17 +1,26 @@
-"""How well a model predicts rows it has not seen.
+"""How well a model predicts text it has not seen.
 
-Every row counts once and every predicted token weighs the same, whatever the batch size or the number of workers;
-the original averaged the means of batches, which gives the short last batch too much weight.
+Every token is predicted once and weighs the same, whatever the batch size or the number of workers; the original
+averaged the means of batches, which gives the short last batch too much weight. What is predicted are packed rows, as
+in training, or whole texts, which any model can take in by its own tokens: then bits per byte compare them.
 """
 
-from typing import TYPE_CHECKING
+import math
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any
 
+import numpy as np
+import numpy.typing as npt
 from pydantic import PositiveInt
 
+from codeparrot.breakdown import Costs, by_position
 from codeparrot.settings import Resources, Settings
+from codeparrot.tasks import TaskSettings
+from codeparrot.vocabulary import Vocabulary
 
 if TYPE_CHECKING:
     import torch
+    import transformers
     from torch import nn
 
 
@@ -24,26 +33,82 @@ class EvaluateSettings(Settings):
     """Ray tasks that evaluate side by side."""
     max_rows: PositiveInt | None = None
     """Evaluate this many rows, evenly spread; null: all."""
+    tasks: TaskSettings | None = TaskSettings()
+    """Lines and bodies of functions to be written; null: none."""
     resources_per_worker: Resources = {"CPU": 1}
 
 
-def row_nll(model: "nn.Module", rows: "torch.Tensor", lengths: "torch.Tensor | None" = None) -> "torch.Tensor":
-    """Summed negative log-likelihood of each row's tokens but the first, in nats: shape (B,), float64.
+def token_nll(model: "nn.Module", rows: "torch.Tensor") -> "torch.Tensor":
+    """Negative log-likelihood of each row's tokens but the first, in nats: shape (B, T - 1), float32.
 
-    `rows`: token ids of shape (B, T); `lengths`: how many of each are no padding, which is not predicted, (B,).
+    `rows`: token ids of shape (B, T).
     """
     import torch.nn.functional as F
 
-    from codeparrot.loss import predicted
-
     logits = model(input_ids=rows).logits  # (B, T, V)
     losses = F.cross_entropy(logits[:, :-1].flatten(0, 1).float(), rows[:, 1:].flatten(), reduction="none")
-    by_row = losses.view(rows.shape[0], -1).double()
-    return (by_row if lengths is None else by_row * predicted(rows, lengths)).sum(dim=1)
+    return losses.view(rows.shape[0], -1)
 
 
-def spread(num_rows: int, wanted: int | None) -> list[int]:
-    """At most `wanted` row numbers, evenly spread over `num_rows` and without repetition."""
-    if wanted is None or wanted >= num_rows:
-        return list(range(num_rows))
-    return [index * num_rows // wanted for index in range(wanted)]
+def sequence_nll(
+    model: "nn.Module", sequences: Sequence[Sequence[int]], context: int, batch_size: int
+) -> list[npt.NDArray[Any]]:
+    """Negative log-likelihood of each sequence's tokens but the first, in nats, however long it is: float32.
+
+    `context`: tokens that the model can see. Each token is predicted once (`windows`).
+    """
+    import torch
+
+    device = next((parameter.device for parameter in model.parameters()), None)
+    found = [np.zeros(max(0, len(sequence) - 1), np.float32) for sequence in sequences]
+    jobs = [(index, *each) for index, sequence in enumerate(sequences) for each in windows(len(sequence), context)]
+    jobs.sort(key=lambda job: job[3] - job[1], reverse=True)  # of one length side by side: little padding
+    for first in range(0, len(jobs), batch_size):
+        batch = jobs[first : first + batch_size]
+        rows = torch.zeros((len(batch), batch[0][3] - batch[0][1]), dtype=torch.long)
+        for row, (index, start, _, stop) in zip(rows, batch, strict=True):
+            row[: stop - start] = torch.tensor(sequences[index][start:stop])
+        losses = token_nll(model, rows.to(device)).cpu().numpy()  # what stands behind a token does not act on it
+        for losses_of_row, (index, start, new, stop) in zip(losses, batch, strict=True):
+            found[index][new - 1 : stop - 1] = losses_of_row[new - start - 1 : stop - start - 1]
+    return found
+
+
+def text_costs(
+    model: "transformers.PreTrainedModel", vocabulary: Vocabulary, texts: Sequence[str], batch_size: int
+) -> tuple[Costs, Costs]:
+    """(by text, by position) of whole texts, in the model's own tokens.
+
+    The first token of a text is predicted after the one with which documents begin; of a model that has no such token
+    it counts as known. What a single token stands for is not known, so positions have no bytes.
+    """
+    begin = min(vocabulary.eos_ids, default=None) if vocabulary.tokenizer.bos_token_id is None else None
+    sequences = [[*([] if begin is None else [begin]), *vocabulary.encode(text)] for text in texts]
+    losses = sequence_nll(model, sequences, context_of(model), batch_size)
+    one_by_one = np.concatenate([np.empty(0, np.float32), *losses]).astype(np.float64)
+    places = np.concatenate([np.empty(0, np.int64), *(np.arange(1, len(each) + 1) for each in losses)])
+    ones = np.ones(len(one_by_one), np.int64)
+    costs = Costs(
+        np.array([math.fsum(each.tolist()) for each in losses]),
+        np.array([len(each) for each in losses], np.int64),
+        np.array([len(text.encode()) for text in texts], np.int64),
+    )
+    return costs, by_position(Costs(one_by_one, ones, 0 * ones), places)
+
+
+def context_of(model: "transformers.PreTrainedModel") -> int:
+    """Tokens that a model can see."""
+    return int(model.config.get_text_config().max_position_embeddings)
+
+
+def windows(length: int, context: int) -> Iterator[tuple[int, int, int]]:
+    """(start, first new token, stop) of the pieces of a sequence that a model reads at once.
+
+    After the first window each one shows half a context of what was predicted before.
+    """
+    new = 1
+    while new < length:
+        start = max(0, new - context // 2) if new > 1 else 0
+        stop = min(length, start + context)
+        yield start, new, stop
+        new = stop

@@ -13,8 +13,8 @@ class Measures:
     loss: float
     """Mean negative log-likelihood per predicted token, in nats."""
     perplexity: float
-    bits_per_byte: float
-    """Comparable across tokenizers, unlike the other two."""
+    bits_per_byte: float | None
+    """Comparable across tokenizers, unlike the other two. None: the tokens stand for no text."""
     num_tokens: int
     """Predicted tokens: every token of a row but its first."""
     num_bytes: int
@@ -30,7 +30,7 @@ def measures(total_nll: float, num_tokens: int, num_bytes: int) -> Measures:
     return Measures(
         loss=loss,
         perplexity=math.exp(min(loss, 700.0)),  # math.exp overflows above 709
-        bits_per_byte=total_nll / math.log(2) / num_bytes,
+        bits_per_byte=total_nll / math.log(2) / num_bytes if num_bytes else None,
         num_tokens=num_tokens,
         num_bytes=num_bytes,
     )

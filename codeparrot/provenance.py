@@ -99,14 +99,31 @@ def index_of(storage: Storage, packed: Manifest, split: str, row: int) -> list[d
     num_rows = packed.counts["splits"][split]["num_rows"]
     if not 0 <= row < num_rows:
         raise ManifestError(f"the {split} split has no row {row}; its {num_rows:,} rows are numbered from 0")
-    name = f"{split}/provenance-{row // packed.counts['rows_per_shard']:05d}.parquet"
-    if name not in packed.names():
-        raise ManifestError(f"{packed.prefix} was packed without provenance; run `python -m ray_jobs.pack` again")
     import pyarrow.compute as pc
 
-    table = from_parquet(packed.read(storage, name))
+    table = shard_index(storage, packed, split, f"{row // packed.counts['rows_per_shard']:05d}")
     found: list[dict[str, Any]] = table.filter(pc.equal(table["row"], row)).to_pylist()
     return found
+
+
+def shard_index(
+    storage: Storage, packed: Manifest, split: str, kind: str, columns: Sequence[str] | None = None
+) -> "pa.Table":
+    """The index of a packed shard (`kind`: its number, `00000`), or of the `remainder`. Raises ManifestError."""
+    name = f"{split}/provenance-{kind}.parquet"
+    if name not in packed.names():
+        raise ManifestError(f"{packed.prefix} was packed without provenance; run `python -m ray_jobs.pack` again")
+    return from_parquet(packed.read(storage, name), columns)
+
+
+def whole_index(storage: Storage, packed: Manifest, split: str, columns: Sequence[str] | None = None) -> "pa.Table":
+    """The index of a split: its shards in order, and then its remainder. Raises ManifestError."""
+    import pyarrow as pa
+
+    kinds = [name.removesuffix(".npy").rpartition("-")[2] for name in packed.names(f"{split}/rows-")]
+    if f"{split}/remainder.npy" in packed.names():
+        kinds.append("remainder")
+    return pa.concat_tables([shard_index(storage, packed, split, kind, columns) for kind in kinds])
 
 
 @dataclass(frozen=True)

@@ -6,8 +6,8 @@ by strangers: everything is escaped, and control characters and bidirectional ma
 The same data gives the same bytes.
 """
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 from codeparrot.pages import html_page
@@ -19,6 +19,7 @@ from codeparrot.plots import (
     Curve,
     bar_plot,
     compact,
+    count,
     curve_plot,
     document_length_plot,
     duration,
@@ -27,6 +28,13 @@ from codeparrot.plots import (
 )
 
 NUM_REPOSITORIES = 15
+NUM_GROUPS = 12
+"""Repositories and licences whose measures are shown, those with most text."""
+NUM_ANSWERS = 3
+"""Of each kind and outcome."""
+NUM_COPIES = 5
+MIN_TOKENS = 50
+"""Of a class, for its bar to mean anything."""
 NUM_SAMPLES = 5
 """Rejected documents to read, of each reason; the data card has more."""
 
@@ -46,14 +54,18 @@ class ReportData:
     packed: Mapping[str, Any]
     run: Mapping[str, Any]
     evaluation: Mapping[str, Any]
+    humaneval: Mapping[str, Any] | None
+    """None: it was left out."""
     completions: list[dict[str, str]]
     """{"prompt", "completion"}."""
     history: list[dict[str, Any]]
     """Events of the run: {"kind": "step" | "evaluation", "step", ...}."""
     recipe: str
     """YAML."""
-    humaneval: Mapping[str, Any] | None = None
-    """None: it was left out."""
+    breakdown: Mapping[str, Any] = field(default_factory=dict)
+    """Of the evaluation (`codeparrot.breakdown`)."""
+    answers: list[dict[str, Any]] = field(default_factory=list)
+    """To the tasks of the validation split."""
 
 
 def render(data: ReportData) -> str:
@@ -70,6 +82,10 @@ def render(data: ReportData) -> str:
         samples=samples(data.curated),
         repositories=repositories(data),
         speed=median_speed(data.history),
+        num_steps=max((event["step"] for event in data.history if event["kind"] == "step"), default=None),
+        broken_down=broken_down(data.breakdown),
+        answers=shown_answers(data.answers),
+        copies=copies(data.answers),
     )
 
 
@@ -94,6 +110,8 @@ def plots(data: ReportData) -> dict[str, str]:
         "learning_rate": curve_plot("learning-rate", "Learning rate", rates, "learning rate", _general, zero=True),
         "speed": curve_plot("speed", "Training speed", speeds, "tokens per second", compact, zero=True),
         "compression": compression_plot(data.evaluation),
+        "positions": cost_plot("positions", "Measures by position", data.breakdown.get("by_position", [])),
+        "lengths": cost_plot("lengths", "Measures by length of document", data.breakdown.get("by_document_length", [])),
         "licenses": share_plot("licenses", "Documents and bytes by licence", licenses),
         "rejected": share_plot("rejected", "Rejected documents and bytes by reason", rejected),
         "token_lengths": token_length_plot(
@@ -123,6 +141,51 @@ def compression_plot(evaluation: Mapping[str, Any]) -> str:
     ]
     bars = [Bar(label, color, (evaluation[key],)) for label, key, color in codes if evaluation.get(key) is not None]
     return bar_plot("compression", "Compression", bars, [("bits per byte", _two_decimals)])
+
+
+def cost_plot(name: str, title: str, rows: Sequence[Mapping[str, Any]]) -> str:
+    """Loss and bits per byte by classes of powers of two."""
+    bars = [
+        Bar(ranged(row["at_most"]), FIRST, (row["loss"], row["bits_per_byte"] or 0.0))
+        for row in rows
+        if row["num_tokens"] >= MIN_TOKENS
+    ]
+    return bar_plot(name, title, bars, [("nats per token", _two_decimals), ("bits per byte", _two_decimals)])
+
+
+def ranged(at_most: int) -> str:
+    """The numbers of a class: 1, 2, 3-4, 5-8."""
+    return compact(at_most) if at_most < 3 else f"{count(at_most // 2 + 1)}-{count(at_most)}"
+
+
+def broken_down(found: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The tables by repository and by licence, and how much of each is left out."""
+    return [
+        {"title": title, "heading": heading, "rows": rows[:NUM_GROUPS], "num_more": max(0, len(rows) - NUM_GROUPS)}
+        for title, heading, rows in (
+            ("By repository", "repository", found.get("by_repository", [])),
+            ("By licence", "SPDX expression", found.get("by_license", [])),
+        )
+        if rows
+    ]
+
+
+def shown_answers(answers: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Of each kind, some of the best answers and some of the others: what the figures stand for."""
+    groups = []
+    for kind, title in (("line", "Next lines"), ("body", "Bodies of functions")):
+        ranked = sorted((each for each in answers if each["kind"] == kind), key=lambda each: -each["similarity"])
+        if ranked:
+            middle = len(ranked) // 2
+            shown = [*ranked[:NUM_ANSWERS], *ranked[max(NUM_ANSWERS, middle) :][:NUM_ANSWERS]]
+            groups.append({"title": title, "answers": shown, "num_answers": len(ranked)})
+    return groups
+
+
+def copies(answers: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """The answers with the longest copies from the training split."""
+    traced = [each for each in answers if each.get("copied_from")]
+    return sorted(traced, key=lambda each: -each["longest_copy"])[:NUM_COPIES]
 
 
 def ledger(packed: Mapping[str, Any]) -> list[dict[str, Any]]:

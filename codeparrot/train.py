@@ -18,11 +18,10 @@ from typing import TYPE_CHECKING, Any
 
 from codeparrot.checkpoint import Checkpoint
 from codeparrot.checkpoint_writer import CheckpointWriter
-from codeparrot.data_order import rank_rows
+from codeparrot.data_order import rank_rows, spread
 from codeparrot.dataloader import batch_of, num_predicted
 from codeparrot.draws import key
 from codeparrot.errors import CheckpointError, TrainingError
-from codeparrot.evaluate import spread
 from codeparrot.manifest import json_lines
 from codeparrot.model import build_model, model_config
 from codeparrot.optimizer import build_optimizer, learning_rate

@@ -21,6 +21,9 @@ The only place that imports ray. In the order of the flow:
     telemetry         what Prometheus can ask of a run
     train_worker      what every Ray Train worker runs, and how it talks with the driver
     train             packed rows -> a run with checkpoints and an export
+    evaluate_rows     what packed rows cost a model, by piece of a document
+    evaluate_texts    what whole documents cost a model
+    evaluate_tasks    what a model writes when asked, and what of it is copied
     evaluate          a run -> its measures on the validation split
     engines           the model that a task decodes with
     generate          a run -> completions
@@ -30,6 +33,8 @@ The only place that imports ray. In the order of the flow:
     runs              no stage: the runs of a store, listed, verified, exported and deleted
     http_api          the API of a served model over HTTP
     serve             no stage: a model behind OpenAI's API, by Ray Serve
+    compare_model     one model, measured as all others are
+    compare           no stage: several models on the same prompts and text, on one page
     provenance        no stage: where a packed row comes from
     forget            no stage: packs anew without a repository, and says which runs had seen it
     clean             what `make clean` does: stop what was started, remove what was made

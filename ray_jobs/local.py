@@ -2,11 +2,12 @@
 
     python -m ray_jobs.local [STAGE] --config FILE [--set key.path=value]... [--dry-run] [--debug]
     python -m ray_jobs.local runs --config FILE [--set key.path=value]... ACTION
-    python -m ray_jobs.local provenance|forget|serve --config FILE ...
+    python -m ray_jobs.local evaluate|provenance|forget|serve --config FILE ...
+    python -m ray_jobs.local compare MODEL MODEL... [--config FILE] ...
 
 runs `python -m ray_jobs.STAGE` (default: pipeline) with the same arguments. If AWS_ENDPOINT_URL is set, that store is
-used; if the server's wheel does not exist for this platform, a local directory stands in for it. `runs`,
-`provenance` and `serve`, which only look, also work beside a run, in the store of that run.
+used; if the server's wheel does not exist for this platform, a local directory stands in for it. `runs`, `provenance`,
+`serve` and `compare`, which only look, also work beside a run, in the store of that run.
 """
 
 import argparse
@@ -25,15 +26,22 @@ from codeparrot.config import load_recipe
 from codeparrot.errors import CodeParrotError, ConfigError, Interrupted, StoreFull
 from codeparrot.s3 import endpoint_url
 from codeparrot.storage import parse_uri
-from ray_jobs import forget, provenance, runs, serve
+from ray_jobs import compare, evaluate, forget, provenance, runs, serve
 from ray_jobs.interrupt import SIGNALS, interruptible
 from ray_jobs.progress import size
 from ray_jobs.stage import MADE_BY, parse, reported, state_folder
 
-COMMANDS = {"runs": runs.parse, "provenance": provenance.parse, "forget": forget.parse, "serve": serve.parse}
+COMMANDS = {
+    "evaluate": evaluate.parse,
+    "compare": compare.parse,
+    "serve": serve.parse,
+    "runs": runs.parse,
+    "provenance": provenance.parse,
+    "forget": forget.parse,
+}
 """Those with a command line of their own."""
-LOOKING = ("runs", "provenance", "serve")
-STAGES = ("pipeline", *MADE_BY.values(), *COMMANDS)
+LOOKING = ("runs", "provenance", "serve", "compare")
+STAGES = tuple(dict.fromkeys(("pipeline", *MADE_BY.values(), *COMMANDS)))
 SHADOWING = (
     "AWS_ACCESS_KEY_ID",
     "AWS_SECRET_ACCESS_KEY",
@@ -61,12 +69,12 @@ def main() -> int:
 
 
 def _launch(stage: str, options: argparse.Namespace, arguments: list[str], state: Path) -> int:
-    recipe = load_recipe(options.config, options.overrides)
+    uri = load_recipe(options.config, options.overrides).storage.uri if options.config else compare.store_of(options)
     if options.dry_run:
         return _run(stage, arguments, {})
     beside = stage in LOOKING and running_pid(state) is not None
     alone = contextlib.nullcontext() if beside else _only_one(state)
-    with interruptible(), alone, _store(state, recipe.storage.uri, beside) as (environment, overrides):
+    with interruptible(), alone, _store(state, uri, beside) as (environment, overrides):
         environment = {"CODEPARROT_CACHE": str(state / "cache"), "CODEPARROT_STATE": str(state), **environment}
         code = _run(stage, [*arguments, *overrides], environment)
         free = shutil.disk_usage(state).free

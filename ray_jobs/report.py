@@ -28,6 +28,8 @@ def run(work: Work) -> Output:
     """Gather counts, history and completions, and render them."""
     inputs = work.inputs
     samples = _lines(inputs["curated"].read(work.storage, "rejected.jsonl"))
+    evaluation = inputs["evaluation"]
+    asked = evaluate.ANSWERS in evaluation.names()
     data = ReportData(
         run_name=work.recipe.run_name,
         created=max(manifest.created for manifest in inputs.values()),
@@ -37,11 +39,13 @@ def run(work: Work) -> Output:
         tokenizer=inputs["tokenizer"].counts,
         packed=inputs["packed"].counts,
         run=inputs["run"].counts,
-        evaluation=inputs["evaluation"].counts,
+        evaluation=evaluation.counts,
+        humaneval=inputs["humaneval"].counts if "humaneval" in inputs else None,
         completions=json.loads(inputs["completions"].read(work.storage, "completions.json")),
         history=_lines(inputs["run"].read(work.storage, "metrics.jsonl")),
         recipe=dump_recipe(work.recipe),
-        humaneval=inputs["humaneval"].counts if "humaneval" in inputs else None,
+        breakdown=json.loads(evaluation.read(work.storage, evaluate.BREAKDOWN)),
+        answers=_lines(evaluation.read(work.storage, evaluate.ANSWERS)) if asked else [],
     )
     page = render(data).encode()
     return [work.attempt.write(PAGE, page)], {"size_bytes": len(page)}

@@ -69,7 +69,12 @@ def micro_recipe() -> dict[str, Any]:
             "eval_rows": 8,
             "checkpoint": {"every_steps": 6},
         },
-        "evaluate": {"batch_size": 32, "max_rows": 64, "num_workers": 1},
+        "evaluate": {
+            "batch_size": 32,
+            "max_rows": 64,
+            "num_workers": 1,
+            "tasks": {"num_lines": 4, "num_bodies": 4, "max_new_tokens": 8},
+        },
         "generate": {"prompts": ["fit random forest classifier", "def ", "import "], "max_new_tokens": 8},
     }
 

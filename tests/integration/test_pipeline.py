@@ -67,6 +67,36 @@ def test_a_run_leaves_a_report_and_an_export_that_plain_transformers_loads(undis
     assert "How to reproduce it" in (folder / "card.html").read_text()
 
 
+def test_the_figures_do_not_depend_on_workers_or_batches_and_any_model_is_measured(undisturbed: Machine) -> None:
+    sets = ("evaluate.num_workers=2", "evaluate.batch_size=7", "evaluate.tasks=null")
+    arguments = [word for each in sets for word in ("--set", each)]
+    output = undisturbed.run("evaluate", "--checkpoint", "micro@72", "--json", *arguments).output
+    found = json.loads(output[output.index("{") :])
+    for key, value in summary_of(undisturbed)["validation"].items():
+        if key in found:  # no compressors
+            assert found[key] == pytest.approx(value, rel=1e-6), key
+    assert found["num_rows"] == 64
+    parts = found["breakdown"]
+    for kind in ("by_repository", "by_license", "by_document_length", "by_position"):
+        assert sum(row["num_tokens"] for row in parts[kind]) == found["num_tokens"], kind
+
+
+def test_models_are_compared_on_one_page(undisturbed: Machine, tmp_path: Path) -> None:
+    """The run at its end, and at an earlier checkpoint, on the documents that both have not seen."""
+    prompts = tmp_path / "prompts.txt"
+    prompts.write_text("When they came back\ndef f(x):\\n\n")
+    options = ("--num-samples", "2", "--max-new-tokens", "8", "--max-bytes", "20000", "--to", str(tmp_path / "page"))
+    output = undisturbed.run("compare", "micro", "micro@66", "--prompts", str(prompts), *options).output
+    assert "bits per byte" in output
+    found = json.loads((tmp_path / "page" / "comparison.json").read_bytes())
+    assert [model["name"] for model in found["models"]] == ["micro", "micro@66"]
+    assert found["prompts"] == ["When they came back", "def f(x):\n"]
+    assert [[len(texts) for texts in model["completions"]] for model in found["models"]] == [[2, 2], [2, 2]]
+    (difference,) = found["differences"]
+    assert difference["interval"]["low"] < difference["interval"]["high"]
+    assert "When they came back" in (tmp_path / "page" / "comparison.html").read_text()
+
+
 def test_runs_in_the_object_store_are_listed_verified_and_exported(undisturbed: Machine, tmp_path: Path) -> None:
     from transformers import AutoModelForCausalLM
 

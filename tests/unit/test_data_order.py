@@ -1,9 +1,11 @@
+from itertools import pairwise
+
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from codeparrot.data_order import DataOrder, MixedOrder, permute, rank_rows
+from codeparrot.data_order import DataOrder, MixedOrder, permute, rank_rows, spread
 
 PINNED = {
     1: [5, 6, 4, 7, 9, 0, 1, 8, 3, 2, 7, 5, 4, 6, 8, 1, 0, 9, 2, 3],
@@ -241,3 +243,16 @@ def test_a_mixture_names_the_shard_that_its_next_row_uses(parts: list[tuple[int,
     row = order.rows(np.array([position])).item()
     corpus = int(np.searchsorted(first_row, row, side="right")) - 1
     assert first_shard[corpus] + (row - first_row[corpus]) // 4 in shards
+
+
+@given(st.integers(0, 200), st.none() | st.integers(1, 300))
+def test_rows_are_spread_evenly_without_repetition(num_rows: int, wanted: int | None) -> None:
+    chosen = spread(num_rows, wanted)
+    assert len(chosen) == min(num_rows, wanted if wanted is not None else num_rows)
+    assert chosen == sorted({*chosen})
+    assert all(0 <= row < num_rows for row in chosen)
+    gaps = {after - before for before, after in pairwise(chosen)}
+    assert max(gaps, default=1) - min(gaps, default=1) <= 1
+    if chosen:
+        assert chosen[0] == 0
+        assert num_rows - chosen[-1] in (num_rows // len(chosen), -(-num_rows // len(chosen)))

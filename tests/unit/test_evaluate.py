@@ -6,7 +6,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from codeparrot.evaluate import row_nll, spread
+from codeparrot.evaluate import sequence_nll, token_nll, windows
 
 VOCAB_SIZE = 7
 
@@ -34,44 +34,61 @@ def plain_nll(row: list[int]) -> float:
 @given(st.integers(1, 5), st.integers(2, 9))
 def test_the_loss_of_a_row_is_that_of_its_tokens_but_the_first(num_rows: int, length: int) -> None:
     batch = rows(num_rows, length)
-    losses = row_nll(Bigrams(), batch)
-    assert losses.dtype == torch.float64
-    assert losses.tolist() == pytest.approx([plain_nll(row) for row in batch.tolist()], rel=1e-5)
-
-
-@given(st.lists(st.integers(1, 6), min_size=1, max_size=5))
-def test_padding_is_not_predicted(lengths: list[int]) -> None:
-    batch = rows(len(lengths), 6)
-    losses = row_nll(Bigrams(), batch, torch.tensor(lengths))
-    expected = [plain_nll(row[:length]) for row, length in zip(batch.tolist(), lengths, strict=True)]
-    assert losses.tolist() == pytest.approx(expected, rel=1e-5)
+    losses = token_nll(Bigrams(), batch)
+    assert losses.shape == (num_rows, length - 1)
+    assert losses.sum(dim=1).tolist() == pytest.approx([plain_nll(row) for row in batch.tolist()], rel=1e-5)
 
 
 @given(st.integers(1, 12))
 def test_the_batch_size_does_not_matter(batch_size: int) -> None:
     """The original averaged the means of batches, so that the short last batch weighed too much."""
     batch = rows(10, 6)
-    parts = torch.cat([row_nll(Bigrams(), part) for part in torch.split(batch, batch_size)])
-    assert parts.tolist() == pytest.approx(row_nll(Bigrams(), batch).tolist(), rel=1e-6)
+    parts = torch.cat([token_nll(Bigrams(), part) for part in torch.split(batch, batch_size)])
+    assert parts.flatten().tolist() == pytest.approx(token_nll(Bigrams(), batch).flatten().tolist(), rel=1e-6)
 
 
-def test_half_precision_logits_are_summed_in_full_precision() -> None:
+def test_of_half_precision_logits_the_loss_is_taken_in_full_precision() -> None:
     model = Bigrams()
     model.table = model.table.bfloat16()
     exact = Bigrams()
     exact.table = model.table.double()
     batch = rows(4, 200)
-    assert row_nll(model, batch).tolist() == pytest.approx(row_nll(exact, batch).tolist(), rel=1e-5)
+    found, true = token_nll(model, batch), token_nll(exact, batch)
+    assert found.dtype == torch.float32
+    assert found.flatten().tolist() == pytest.approx(true.flatten().tolist(), rel=1e-5, abs=1e-6)
 
 
-@given(st.integers(0, 200), st.none() | st.integers(1, 300))
-def test_rows_are_spread_evenly_without_repetition(num_rows: int, wanted: int | None) -> None:
-    chosen = spread(num_rows, wanted)
-    assert len(chosen) == min(num_rows, wanted if wanted is not None else num_rows)
-    assert chosen == sorted({*chosen})
-    assert all(0 <= row < num_rows for row in chosen)
-    gaps = {after - before for before, after in pairwise(chosen)}
-    assert max(gaps, default=1) - min(gaps, default=1) <= 1
-    if chosen:
-        assert chosen[0] == 0
-        assert num_rows - chosen[-1] in (num_rows // len(chosen), -(-num_rows // len(chosen)))
+class Counting(torch.nn.Module):
+    """A model that knows how many tokens it sees: the loss tells what stood before a token."""
+
+    def forward(self, input_ids: torch.Tensor) -> SimpleNamespace:
+        before = torch.arange(1, input_ids.shape[1] + 1, dtype=torch.float32)
+        logits = torch.zeros(*input_ids.shape, VOCAB_SIZE)
+        logits[:, :, 0] = -before  # the others are equally likely
+        return SimpleNamespace(logits=logits)
+
+
+@given(st.lists(st.integers(0, 40), max_size=6), st.integers(2, 9), st.integers(1, 5))
+def test_every_token_of_a_long_text_is_predicted_once_with_half_a_context_before_it(
+    lengths: list[int], context: int, batch_size: int
+) -> None:
+    found = sequence_nll(Counting(), [[0] * length for length in lengths], context, batch_size)
+    for length, losses in zip(lengths, found, strict=True):
+        assert len(losses) == max(0, length - 1)
+        # -log softmax of the first class grows with the tokens before, so it tells their number.
+        seen = [next(n for n in range(1, context + 1) if abs(loss - cost(n)) < 1e-3) for loss in losses.tolist()]
+        for index, number in enumerate(seen):
+            assert number == index + 1 if index < context - 1 else context // 2 <= number < context
+
+
+def cost(before: int) -> float:
+    logits = torch.zeros(VOCAB_SIZE)
+    logits[0] = -float(before)
+    return -float(logits.log_softmax(0)[0])
+
+
+@given(st.integers(0, 60), st.integers(2, 16))
+def test_windows_cover_a_sequence_and_are_no_longer_than_the_context(length: int, context: int) -> None:
+    found = list(windows(length, context))
+    assert [token for start, new, stop in found for token in range(new, stop)] == list(range(1, length))
+    assert all(0 <= start < new < stop and stop - start <= context for start, new, stop in found)

@@ -29,7 +29,12 @@ def test_measures_are_finite_however_bad_the_model(total_nll: float, num_tokens:
     found = measures(total_nll, num_tokens, num_bytes)
     assert math.isfinite(found.perplexity)
     assert found.perplexity >= 1
+    assert found.bits_per_byte is not None
     assert math.isfinite(found.bits_per_byte)
+
+
+def test_tokens_that_stand_for_no_text_have_no_bits_per_byte() -> None:
+    assert measures(3.0, num_tokens=2, num_bytes=0).bits_per_byte is None
 
 
 @pytest.mark.parametrize("data", [b"a", b"def f(x):\n    return x\n" * 20])

@@ -96,7 +96,6 @@ def full_report() -> ReportData:
         run={
             "num_parameters": 7_412_736,
             "world_size": 4,
-            "max_steps": 50,
             "tokens_seen": 409_600,
             "loss": 4.125,
             "validation_loss": 4.375,
@@ -114,15 +113,65 @@ def full_report() -> ReportData:
             "num_tokens": 44_625,
             "num_bytes": 178_500,
             "num_rows": 175,
+            "intervals": {
+                "unit": "repository",
+                "loss": {"low": 4.1, "high": 4.5, "confidence": 0.95, "num_units": 2},
+                "bits_per_byte": {"low": 1.512, "high": 1.714, "confidence": 0.95, "num_units": 2},
+            },
+            "tasks": {
+                "line": {"num_tasks": 9, "exact_match": 1 / 9, "edit_similarity": 0.345},
+                "body": {
+                    "num_tasks": 8,
+                    "exact_match": 0.0,
+                    "edit_similarity": 0.21,
+                    "parses": 0.375,
+                    "parsed_fraction": 0.625,
+                },
+                "ngram": 8,
+                "copied": {
+                    "model": {"num_tokens": 900, "fraction": 0.25, "longest": 31, "longest_mean": 4.0},
+                    "author": {"num_tokens": 1000, "fraction": 0.11, "longest": 17, "longest_mean": 3.0},
+                },
+            },
         },
+        humaneval={"num_problems": 164, "pass_at_k": {"1": {"value": 0.0123, "low": 0.004, "high": 0.021}}},
         completions=[{"prompt": f"def f():{HOSTILE}\n", "completion": f"    return 1{HOSTILE}\n"}],
         history=[*steps, {"kind": "evaluation", "step": 50, "time": 1e9, "validation_loss": 4.375}],
         recipe=f"run_name: tiny # {HOSTILE}\n",
+        breakdown={
+            "by_repository": [cost_row(HOSTILE, 120_000), cost_row("other", 58_500)],
+            "by_license": [cost_row(f"License-{index}", 5000) for index in range(30)],
+            "by_document_length": [{"at_most": 2**power, **cost_row("", 50_000)} for power in (9, 10, 11)],
+            "by_position": [{"at_most": 2**power, **cost_row("", 50_000)} for power in range(8)],
+        },
+        answers=[answer("line", 1.0, 0), answer("body", 0.2, 31), answer("body", 0.4, 0)],
     )
 
 
+def cost_row(name: str, num_bytes: int) -> dict[str, Any]:
+    return {"name": name, "loss": 4.0, "bits_per_byte": 1.5, "num_tokens": num_bytes // 4, "num_bytes": num_bytes}
+
+
+def answer(kind: str, similarity: float, longest_copy: int) -> dict[str, Any]:
+    origin = {"repository": HOSTILE, "path": HOSTILE, "license": None, "row": 3, "offset": 5}
+    return {
+        "kind": kind,
+        "repository": HOSTILE,
+        "path": HOSTILE,
+        "line": 12,
+        "prompt": f"{HOSTILE}\n",
+        "expected": HOSTILE,
+        "text": HOSTILE,
+        "exact": similarity == 1,
+        "similarity": similarity,
+        "num_tokens": 40,
+        "longest_copy": longest_copy,
+        "copied_from": origin if longest_copy else None,
+    }
+
+
 def empty_report() -> ReportData:
-    return ReportData("empty", "2026-03-01T12:34:56Z", [], {}, {}, {}, {}, {}, {}, [], [], "")
+    return ReportData("empty", "2026-03-01T12:34:56Z", [], {}, {}, {}, {}, {}, {}, None, [], [], "")
 
 
 class Page(HTMLParser):
@@ -205,6 +254,13 @@ def test_the_figures_are_on_the_page(page: Page) -> None:
         "50 steps on 4 ranks (cpu, fp32), 409,600 tokens seen, 1 restart.",
         "22 min 53 s",
         "1 of 88 documents",
+        "1.51 to 1.71 bits per byte (95 %, 2 repositories drawn anew: so few that the interval says little)",
+        "pass@1 of 164 problems1.2 %0.4 % to 2.1 %",
+        "next line911.1 %0.345",
+        "body of a function80.0 %0.21037.5 %",
+        "the model90025.0 %31 the authors1,00011.0 %17",
+        "And 18 more, in breakdown.json",
+        "31 of 40 tokens, as in",
     ):
         assert figure in text
     for expected in ("1,790,007", "1,789,952", "45,000", "44,800", "7,412,736", "44,625", "178 kB", "8,030"):
@@ -214,11 +270,13 @@ def test_the_figures_are_on_the_page(page: Page) -> None:
 
 def test_every_plot_is_an_image_with_words_and_a_caption(page: Page) -> None:
     tags = [tag for tag, _ in page.elements]
-    assert tags.count("figure") == tags.count("figcaption") == tags.count("svg") == 9
+    assert tags.count("figure") == tags.count("figcaption") == tags.count("svg") == 11
     labels = {attrs["aria-label"] or "" for tag, attrs in page.elements if tag == "svg" and attrs["role"] == "img"}
-    assert len(labels) == 9
+    assert len(labels) == 11
     assert any("this model: 1.61 bits per byte; xz -9: 1.84" in label for label in labels)
     assert any("validation: 4.38 at step 50" in label for label in labels)
+    assert any("Measures by position. 1: 4.00 nats per token, 1.50 bits per byte; 2: 4.00" in label for label in labels)
+    assert any("257-512: 4.00 nats per token" in label for label in labels)
     assert any("20+ characters: 2" in label for label in labels)
     assert any("MIT: 600 documents, 6.00 MB;" in label for label in labels)
     assert any("exact_duplicate: 88 documents" in label and "empty: 300 documents" in label for label in labels)
@@ -270,6 +328,7 @@ def test_an_empty_report_renders_and_invents_no_number() -> None:
     page = Page(render(empty_report()))
     assert "n/a" in page.text
     assert page.text.count("Nothing to show.") == 9
+    assert "What it is asked to write" not in page.text
     assert "No document was rejected." in page.text
     assert "No completions were made." in page.text
 
