@@ -109,8 +109,7 @@ def test_who_joins_leaves_or_is_cancelled_changes_nothing_for_the_others(
     for number, request in asked.items():
         if number not in cancelled:
             assert completion(events[number]) == alone(tiny, request)
-    assert cancelled
-    assert len(cancelled) < 6
+    assert 0 < len(cancelled) < len(asked)
 
 
 def test_a_stop_sequence_ends_a_completion_across_the_borders_of_tokens(
