@@ -266,9 +266,12 @@ class Engine:
 
     def _leave(self, row: Row) -> None:
         """Free a slot; the last row moves into it."""
+        import torch
+
         slot, last = self._rows.index(row), self._rows.pop()
         if last is not row:
-            self._slots.copy(len(self._rows), slot, last.num_stored)
+            with torch.inference_mode():
+                self._slots.copy(len(self._rows), slot, last.num_stored)
             self._rows[slot] = last
 
     def _tensor(self, values: Sequence[object]) -> "torch.Tensor":

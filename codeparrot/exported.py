@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 EXPORT = "export/"
 """Before the names of the files that a run exports."""
+TOKENIZER = "tokenizer.json"
 MAX_SHOWN_ERROR = 300
 
 
@@ -67,6 +68,8 @@ def load_folder(folder: str, source: str, *, device: str | None = None, precisio
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     dtype = torch.bfloat16 if choose_precision(precision, device) == "bf16" else torch.float32
     safely = {"trust_remote_code": False, "local_files_only": os.environ.get("HF_HUB_OFFLINE", "1") != "0"}
+    if Path(folder).is_dir() and not (Path(folder) / TOKENIZER).is_file():  # transformers would make an empty one up
+        raise CheckpointError(f"{source} has no {TOKENIZER}: only tokenizers of that format can be used")
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder, **safely)
         model = AutoModelForCausalLM.from_pretrained(folder, use_safetensors=True, dtype=dtype, **safely)
@@ -74,5 +77,5 @@ def load_folder(folder: str, source: str, *, device: str | None = None, precisio
         gist = " ".join(str(error).split())[:MAX_SHOWN_ERROR].replace(folder, source)
         raise CheckpointError(f"{source} cannot be loaded as a causal language model: {gist}") from error
     if not isinstance(tokenizer, PreTrainedTokenizerFast):
-        raise CheckpointError(f"{source} has no tokenizer.json: only tokenizers of that format can be used")
+        raise CheckpointError(f"{source} has no {TOKENIZER}: only tokenizers of that format can be used")
     return Pretrained(model.eval().to(device), tokenizer, source)

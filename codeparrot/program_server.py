@@ -141,14 +141,16 @@ class _Walls:
         if self._files:
             self._files.enforce()
         os.closerange(CHANNEL + 1, resource.getrlimit(resource.RLIMIT_NOFILE)[0])
-        for kind, limit in self._limits.items():
+        for kind, wanted in self._limits.items():
+            hard = resource.getrlimit(kind)[1]
+            limit = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
             resource.setrlimit(kind, (limit, limit))  # no soft limit: its signal could be caught
         libc.drop_capabilities()
         self._filter.install()
 
 
 def _run(program: str, walls: _Walls, limits: Limits, connection: socket.socket) -> dict[str, Any]:
-    """Fork, wait, and judge. Never raises: whatever goes wrong is the answer."""
+    """Fork, wait, and judge."""
     ours, theirs = socket.socketpair()
     printed = os.memfd_create("printed")
     pid = os.fork()

@@ -54,14 +54,14 @@ class ReportData:
     packed: Mapping[str, Any]
     run: Mapping[str, Any]
     evaluation: Mapping[str, Any]
-    humaneval: Mapping[str, Any] | None
-    """None: it was left out."""
     completions: list[dict[str, str]]
     """{"prompt", "completion"}."""
     history: list[dict[str, Any]]
     """Events of the run: {"kind": "step" | "evaluation", "step", ...}."""
     recipe: str
     """YAML."""
+    humaneval: Mapping[str, Any] | None = None
+    """None: it was left out."""
     breakdown: Mapping[str, Any] = field(default_factory=dict)
     """Of the evaluation (`codeparrot.breakdown`)."""
     answers: list[dict[str, Any]] = field(default_factory=list)

@@ -105,7 +105,7 @@ class Sandbox:
     def __init__(self, settings: SandboxSettings | None = None, *, namespaces: bool = True) -> None:
         self._settings = settings or SandboxSettings()
         self._namespaces = namespaces
-        self._num_workers = self._settings.num_workers or len(os.sched_getaffinity(0))
+        self._num_workers = 1
         self._open = contextlib.ExitStack()
         self._servers: queue.SimpleQueue[_Server] = queue.SimpleQueue()
         self.protections = ""
@@ -116,6 +116,7 @@ class Sandbox:
             raise SandboxError(
                 f"programs cannot be held in on {sys.platform}; score on Linux, in a container for example"
             )
+        self._num_workers = self._settings.num_workers or len(os.sched_getaffinity(0))
         with contextlib.ExitStack() as opened:
             for _ in range(self._num_workers):
                 server = opened.enter_context(_Server(self._settings, self._namespaces))

@@ -53,7 +53,7 @@ class Vocabulary:
         raise GenerationError("suffix: this model was not trained to fill in the middle (it has no tokens for it)")
 
     def _plain(self, text: str) -> list[int]:
-        ids: list[int] = self.tokenizer.encode(text, add_special_tokens=False, split_special_tokens=True)
+        ids: list[int] = self.tokenizer.encode(text, add_special_tokens=False, split_special_tokens=True, verbose=False)
         return ids
 
     def stream(self) -> "TextStream":

@@ -1,6 +1,7 @@
 """Completions of many prompts at once are those of each by itself."""
 
 import itertools
+from collections.abc import Sequence
 from dataclasses import replace
 from random import Random
 from typing import Any
@@ -8,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from codeparrot.completion import Completion, Event, Request, completion
+from codeparrot.completion import Completion, Event, Request, Row, completion
 from codeparrot.engine import Engine, EngineSettings, require_decoder
 from codeparrot.errors import GenerationError
 from codeparrot.exported import Pretrained
@@ -108,8 +109,7 @@ def test_who_joins_leaves_or_is_cancelled_changes_nothing_for_the_others(
     for number, request in asked.items():
         if number not in cancelled:
             assert completion(events[number]) == alone(tiny, request)
-    assert cancelled
-    assert len(cancelled) < 6
+    assert 0 < len(cancelled) < len(asked)
 
 
 def test_a_stop_sequence_ends_a_completion_across_the_borders_of_tokens(
@@ -142,7 +142,12 @@ def test_other_seeds_give_other_samples_and_those_of_one_prompt_are_computed_onc
 ) -> None:
     computed: list[int] = []
     compute = Engine._compute
-    monkeypatch.setattr(Engine, "_compute", lambda self, rows: (computed.append(len(rows)), compute(self, rows))[1])
+
+    def counted(self: Engine, rows: Sequence[Row]) -> None:
+        computed.append(len(rows))
+        compute(self, rows)
+
+    monkeypatch.setattr(Engine, "_compute", counted)
     prompt = vocabulary.encode("import ")
     samples = engine_of(tiny, max_batch_size=4).complete(Request(prompt, 5 + seed, seed=seed) for seed in range(9))
     assert computed == [1]

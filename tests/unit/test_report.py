@@ -171,7 +171,7 @@ def answer(kind: str, similarity: float, longest_copy: int) -> dict[str, Any]:
 
 
 def empty_report() -> ReportData:
-    return ReportData("empty", "2026-03-01T12:34:56Z", [], {}, {}, {}, {}, {}, {}, None, [], [], "")
+    return ReportData("empty", "2026-03-01T12:34:56Z", [], {}, {}, {}, {}, {}, {}, [], [], "")
 
 
 class Page(HTMLParser):
@@ -255,7 +255,7 @@ def test_the_figures_are_on_the_page(page: Page) -> None:
         "22 min 53 s",
         "1 of 88 documents",
         "1.51 to 1.71 bits per byte (95 %, 2 repositories drawn anew: so few that the interval says little)",
-        "pass@1 of 164 problems1.2 %0.4 % to 2.1 %",
+        "pass@1 of 164 problems1.2 % (0.4 to 2.1 %)",
         "next line911.1 %0.345",
         "body of a function80.0 %0.21037.5 %",
         "the model90025.0 %31 the authors1,00011.0 %17",
@@ -373,3 +373,12 @@ def test_numbers_carry_units_and_three_figures() -> None:
 def test_invisible_characters_are_made_visible() -> None:
     assert visible("a\tb\nc \u00a0\r\u2066\x7f\u00e9") == "a\tb\nc \\xa0\\r\\u2066\\x7f\u00e9"
     assert token("  x\n") == "'\u2423\u2423x\\n'"
+
+
+def test_pass_at_k_is_shown_with_its_interval_where_there_is_one() -> None:
+    estimates = {"1": {"value": 0.0375, "low": 0.0121, "high": 0.0688}}
+    shown = render(dataclasses.replace(full_report(), humaneval={"num_problems": 164, "pass_at_k": estimates}))
+    assert "pass@1 of 164 problems" in Page(shown).text
+    assert "3.8 % (1.2 to 6.9 %)" in Page(shown).text
+    for without in (None, {"num_problems": 164, "pass_at_k": None}):
+        assert "pass@" not in render(dataclasses.replace(full_report(), humaneval=without))
