@@ -62,6 +62,8 @@ class ReportData:
     """Events of the run: {"kind": "step" | "evaluation", "step", ...}."""
     recipe: str
     """YAML."""
+    humaneval: Mapping[str, Any] | None = None
+    """None: it was left out."""
     breakdown: Mapping[str, Any] = field(default_factory=dict)
     """Of the evaluation (`codeparrot.breakdown`)."""
     answers: list[dict[str, Any]] = field(default_factory=list)

@@ -64,9 +64,9 @@ def test_a_module_that_does_not_exist_is_an_error() -> None:
         ("curate", {"codeparrot.filters", "codeparrot.dedup", "codeparrot.tokenizer", "codeparrot.draws"}),
         ("train_tokenizer", {"codeparrot.tokenizer", "codeparrot.documents"}),
         ("pack", {"codeparrot.packing", "codeparrot.tokenizer"}),
-        ("train", {"codeparrot.train", "codeparrot.evaluate", "codeparrot.dataloader", "codeparrot.model"}),
-        ("evaluate", {"codeparrot.metrics", "codeparrot.dataloader", "codeparrot.tokenizer"}),
-        ("generate", {"codeparrot.generate", "codeparrot.model", "codeparrot.tokenizer", "ray_jobs.evaluate"}),
+        ("train", {"codeparrot.train", "codeparrot.loss", "codeparrot.dataloader", "codeparrot.model"}),
+        ("evaluate", {"codeparrot.evaluate", "codeparrot.metrics", "codeparrot.dataloader", "codeparrot.tokenizer"}),
+        ("generate", {"codeparrot.generate", "codeparrot.sampling", "codeparrot.exported", "codeparrot.tokenizer"}),
         ("report", {"codeparrot.report", "codeparrot.plots", "ray_jobs.collect"}),
     ],
 )

@@ -171,7 +171,7 @@ def answer(kind: str, similarity: float, longest_copy: int) -> dict[str, Any]:
 
 
 def empty_report() -> ReportData:
-    return ReportData("empty", "2026-03-01T12:34:56Z", [], {}, {}, {}, {}, {}, {}, None, [], [], "")
+    return ReportData("empty", "2026-03-01T12:34:56Z", [], {}, {}, {}, {}, {}, {}, [], [], "")
 
 
 class Page(HTMLParser):
@@ -255,7 +255,7 @@ def test_the_figures_are_on_the_page(page: Page) -> None:
         "22 min 53 s",
         "1 of 88 documents",
         "1.51 to 1.71 bits per byte (95 %, 2 repositories drawn anew: so few that the interval says little)",
-        "pass@1 of 164 problems1.2 %0.4 % to 2.1 %",
+        "pass@1 of 164 problems1.2 % (0.4 to 2.1 %)",
         "next line911.1 %0.345",
         "body of a function80.0 %0.21037.5 %",
         "the model90025.0 %31 the authors1,00011.0 %17",
