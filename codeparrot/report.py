@@ -54,8 +54,6 @@ class ReportData:
     packed: Mapping[str, Any]
     run: Mapping[str, Any]
     evaluation: Mapping[str, Any]
-    humaneval: Mapping[str, Any] | None
-    """None: it was left out."""
     completions: list[dict[str, str]]
     """{"prompt", "completion"}."""
     history: list[dict[str, Any]]
