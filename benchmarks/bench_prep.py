@@ -10,7 +10,9 @@ rows are those of `tokenizers` for the documents that we keep, none more, none l
 import contextlib
 import io
 import json
+import os
 import shutil
+import statistics
 import tempfile
 import time
 from collections.abc import Iterator
@@ -40,6 +42,9 @@ from ray_jobs.stage import MADE_BY, run_stage
 WIDTH = 1024
 SAMPLE_BYTES = 400_000_000
 MIN_COMMON = 0.7
+SECONDS_PER_HOUR = 3600
+DOCUMENT_BYTES = 100
+"""What the driver of curation holds of a document (`ray_jobs.verdicts`)."""
 STAGES = ("raw", "curated", "packed")
 PACKAGES = PackagesSettings(kind="packages")
 RECIPE = Path(__file__).parent.parent / "recipes" / "tiny.yaml"
@@ -49,6 +54,7 @@ RECIPE = Path(__file__).parent.parent / "recipes" / "tiny.yaml"
 class _Prep(Comparison):
     def __init__(self, folder: Path, max_bytes: int) -> None:
         self._folder, self._numbers = folder, count()
+        self._rates: list[float] = []
         entries = open_source(PACKAGES).entries()
         small = (entry for entry in entries if entry.size_bytes <= MAX_FILE_BYTES)
         self._entries = choose(small, seed=SEED, max_bytes=max_bytes, max_file_bytes=MAX_FILE_BYTES)
@@ -145,10 +151,26 @@ class _Prep(Comparison):
     def ours(self) -> float:
         seconds, recipe = self._ours()
         shutil.rmtree(recipe.storage.uri)
-        return self._mb / seconds
+        self._rates.append(self._mb / seconds)
+        return self._rates[-1]
 
     def peer(self) -> float:
         return self._mb / self._peer()[0]
+
+    def notes(self) -> list[str]:
+        """What that is for each core, and what it would be for more of both."""
+        rate = statistics.median(self._rates) / (os.cpu_count() or 1)  # MB/s, the start of the stages included
+        columns = DOCUMENT_BYTES * len(self._entries) / self._mb / 1e6  # of the driver, for each byte of documents
+        lines = [f"ours: {rate * SECONDS_PER_HOUR / 1000:.3g} GB/h per core"]
+        for name, megabytes, num_cores in (("1 TB", 1e6, 100), ("1 PB", 1e9, 10_000)):
+            hours = megabytes / (rate * num_cores) / SECONDS_PER_HOUR
+            held = columns * megabytes / 1000
+            lines.append(f"{name}: {hours:.2g} h on {num_cores:,} cores; columns of the driver {held:,.0f} GB")
+        lines.append(
+            f"assumed: a store that gives every core {rate:.3g} MB/s, near duplicates as frequent as here; "
+            "where the columns exceed a machine, parts that are curated one after the other (near_dedup.against)"
+        )
+        return lines
 
 
 @contextlib.contextmanager
