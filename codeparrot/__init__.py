@@ -14,7 +14,8 @@ Nothing here imports ray or kubernetes, so every piece runs in a plain test or u
     draws              keyed randomness: every random choice is a function of the seed and its purpose
     documents          one source file; how bytes become one
     licenses           SPDX expressions from metadata, and allow-lists
-    sources/           where documents come from: packages, directory, git, archive, github, sdist
+    sources/           where documents come from: packages, directory, git, archive, github, sdist,
+                       huggingface, bigquery
     secret_formats     secrets that can be told by their form, and private keys
     addresses          e-mail and public IP addresses, told from what looks like them
     redact             secrets and addresses replaced by placeholders

@@ -58,7 +58,9 @@ def _interval(above: Float64, below: Float64, seed: int, confidence: float) -> I
     num_units = len(below)
     if num_units < 2:
         return None
-    sums = resampled(np.stack([above, below]), seed)
+    # As many draws lie beyond either bound as with the ordinary confidence.
+    num_samples = max(NUM_SAMPLES, round(NUM_SAMPLES * (1 - CONFIDENCE) / (1 - confidence)))
+    sums = resampled(np.stack([above, below]), seed, num_samples)
     return percentile(sums[0] / sums[1], confidence, num_units)
 
 

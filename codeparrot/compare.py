@@ -67,6 +67,8 @@ class DataSet:
     source: str
     num_bytes: Int64
     """Of each document."""
+    units: Int64
+    """The number of each document's repository, from 0: what is drawn anew, since texts of one tell of each other."""
 
 
 @dataclass(frozen=True)
@@ -149,7 +151,8 @@ def differences(models: Sequence[Contestant], data: Sequence[DataSet], seed: int
     for index, each in enumerate(data):
         for one, other in pairs:
             first, second = models[one].nll[index] / LN2, models[other].nll[index] / LN2
-            interval = difference_interval(first, second, each.num_bytes, seed, confidence)
+            parts = [_by_unit(each, values) for values in (first, second, each.num_bytes)]
+            interval = difference_interval(parts[0], parts[1], parts[2], seed, confidence)
             difference = (math.fsum(first.tolist()) - math.fsum(second.tolist())) / int(each.num_bytes.sum())
             better = one if difference < 0 else other
             found.append(
@@ -165,10 +168,15 @@ def differences(models: Sequence[Contestant], data: Sequence[DataSet], seed: int
     return found
 
 
+def _by_unit(data: DataSet, values: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    """Sums over the documents of each repository; the values themselves if there is only one."""
+    return np.bincount(data.units, values) if data.units.any() else values
+
+
 def _measured(model: Contestant, index: int, data: DataSet, seed: int) -> dict[str, Any]:
     bits = model.nll[index] / LN2
     num_bytes = int(data.num_bytes.sum())
-    interval = ratio_interval(bits, data.num_bytes, seed)
+    interval = ratio_interval(_by_unit(data, bits), _by_unit(data, data.num_bytes), seed)
     return {
         "data": data.name,
         "bits_per_byte": math.fsum(bits.tolist()) / num_bytes,

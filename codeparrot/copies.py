@@ -12,7 +12,7 @@ as two.
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -27,9 +27,10 @@ NGRAM = 8
 """Tokens of the shortest match that counts: about thirty characters of code."""
 CHUNK = 1 << 18
 """Tokens of the corpus whose hashes are held at once."""
-DENSE = 1 << 14
-"""Hits that are expanded at once: what repeats itself, in corpus and text, hits itself many times."""
+DENSE = 1 << 22
+"""Pairs of places, in texts and corpus, that are compared at once: what repeats itself in both has very many."""
 TABLE_BITS = 20
+SIDES: tuple[Literal["left", "right"], ...] = ("right", "left")
 PURPOSE = 7  # of the hash: another one than shingles take
 
 
@@ -91,12 +92,14 @@ class Texts:
             hits = np.flatnonzero(self._table[_slot(grams)])
             if row_tokens is not None:
                 hits = hits[(start + hits) % row_tokens + NGRAM <= row_tokens]
+            pairs = np.cumsum(np.subtract(*(np.searchsorted(self._grams, grams[hits], side) for side in SIDES)))
             low = 0
             while low < len(hits) and hits[low] < CHUNK:
-                last = hits[min(low + DENSE, len(hits)) - 1]
-                high = int(np.searchsorted(hits, last + reach, side="right"))
+                before = int(pairs[low - 1]) if low else 0
+                stop = max(low + 1, int(np.searchsorted(pairs, before + DENSE, side="right")))
+                high = int(np.searchsorted(hits, hits[stop - 1] + reach, side="right"))
                 yield from self._expanded(corpus, start, grams, hits[low:high])
-                low += DENSE
+                low = stop
 
     def _expanded(self, corpus: Tokens, start: int, grams: Hashes, hits: Int64) -> Iterator[tuple[Int64, Int64, Int64]]:
         first = np.searchsorted(self._grams, grams[hits], side="left")

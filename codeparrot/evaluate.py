@@ -24,6 +24,10 @@ if TYPE_CHECKING:
     from torch import nn
 
 
+LOGIT_BYTES = 256 * 2**20
+"""Of logits that are held at once, in fp32."""
+
+
 class EvaluateSettings(Settings):
     """How the validation split is evaluated."""
 
@@ -43,11 +47,25 @@ def token_nll(model: "nn.Module", rows: "torch.Tensor") -> "torch.Tensor":
 
     `rows`: token ids of shape (B, T).
     """
+    import torch
     import torch.nn.functional as F
 
-    logits = model(input_ids=rows).logits  # (B, T, V)
-    losses = F.cross_entropy(logits[:, :-1].flatten(0, 1).float(), rows[:, 1:].flatten(), reduction="none")
-    return losses.view(rows.shape[0], -1)
+    losses = []
+    for row, logits in _rows_and_logits(model, rows):
+        losses.append(F.cross_entropy(logits[:-1].float(), row[1:], reduction="none"))
+    return torch.stack(losses)
+
+
+def _rows_and_logits(model: "nn.Module", rows: "torch.Tensor") -> "Iterator[tuple[torch.Tensor, torch.Tensor]]":
+    """Each row, (T,), with its logits, (T, V); those of as many rows as have room are computed at once."""
+    size = 1
+    start = 0
+    while start < len(rows):
+        part = rows[start : start + size]
+        logits = model(input_ids=part).logits  # (B, T, V)
+        yield from zip(part, logits, strict=True)
+        start += len(part)
+        size = max(1, LOGIT_BYTES // (4 * logits[0].numel()))
 
 
 def sequence_nll(

@@ -159,7 +159,7 @@ def fast_merges(texts: Sequence[bytes], special_token: str, vocab_size: int) -> 
     from gigatoken import train_bpe
 
     data = learnable(texts)
-    if len(data) < SMALL_BYTES:
+    if len(data) < SMALL_BYTES or vocab_size == NUM_BYTES + 1:
         return None
     merges: Merges = train_bpe(data, vocab_size, [special_token], separator=SEPARATOR)[1]
     complete = len(merges) == vocab_size - NUM_BYTES - 1

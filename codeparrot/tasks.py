@@ -140,7 +140,9 @@ def body_places(text: str, max_lines: int) -> list[Place]:
         before, indent = lines[first].encode()[: body[0].col_offset], lines[start][: function.col_offset]
         if first > start and before.isspace() and 2 <= stop - first <= max_lines:
             head = unindented(lines[start:first], indent)
-            if is_python(f"{head}\n{unindented(lines[first:stop], indent)}"):
+            expected = "\n".join(lines[first:stop])
+            is_whole = body_of(expected, _width(lines[first])) == _trimmed(expected)
+            if is_whole and is_python(f"{head}\n{unindented(lines[first:stop], indent)}"):
                 found.append(Place(first, stop, head, indent))
     return sorted(found, key=lambda place: place.first)
 

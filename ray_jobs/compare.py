@@ -28,7 +28,7 @@ from codeparrot.documents import ReadReason, decode
 from codeparrot.draws import key
 from codeparrot.errors import ConfigError
 from codeparrot.manifest import load_manifest
-from codeparrot.pretrained import NAMED, OF_A_RUN
+from codeparrot.pretrained import CONFIG, NAMED, OF_A_RUN
 from codeparrot.runs import find_runs, prefix_of
 from codeparrot.settings import validate
 from codeparrot.storage import LocalStorage, Storage, open_storage
@@ -112,7 +112,7 @@ def compare(options: argparse.Namespace) -> int:
     values = {name: getattr(options, name) for name in CompareSettings.model_fields}
     settings = validate(CompareSettings, values, "the command line")
     recipe = load_recipe(options.config, options.overrides) if options.config else None
-    models = named_models(options.models, recipe.storage.uri if recipe else None)
+    models = named_models(options.models, recipe.storage.uri if recipe else None, options.overrides)
     prompts = read_prompts(Path(options.prompts)) if options.prompts else list(PROMPTS)
     with interruptible(), ray_session():
         data = data_sets(options.data or [model.store for model in models if model.store], settings)
@@ -131,14 +131,14 @@ def compare(options: argparse.Namespace) -> int:
     return 0
 
 
-def named_models(wanted: Sequence[str], store: str | None) -> list[Named]:
+def named_models(wanted: Sequence[str], store: str | None, overrides: Sequence[str] = ()) -> list[Named]:
     """The models, each with a short name of its own. Raises ConfigError."""
     if len(wanted) < 2:
         raise ConfigError(f"compare: name two models or more, got only {wanted[0]}")
     twice = [where for where, times in Counter(wanted).items() if times > 1]
     if twice:
         raise ConfigError(f"compare: {twice[0]} is named twice; a model does not differ from itself")
-    found = [_named(where, store) for where in wanted]
+    found = [_named(where, store, overrides) for where in wanted]
     times = Counter(model.name for model in found)
     return [
         replace(model, name=f"{model.name}-{index + 1}") if times[model.name] > 1 else model
@@ -146,9 +146,9 @@ def named_models(wanted: Sequence[str], store: str | None) -> list[Named]:
     ]
 
 
-def _named(where: str, store: str | None) -> Named:
+def _named(where: str, store: str | None, overrides: Sequence[str]) -> Named:
     if where.endswith(RECIPES):
-        recipe = load_recipe(where)
+        recipe = load_recipe(where, overrides)
         return Named(
             recipe.run_name,
             f"{recipe.storage.uri.rstrip('/')}/runs/{recipe.run_name}",
@@ -156,7 +156,7 @@ def _named(where: str, store: str | None) -> Named:
             recipe.run_name,
         )
     of_a_run = OF_A_RUN.fullmatch(where)
-    if of_a_run:
+    if of_a_run and ("://" in where or not (Path(where).expanduser() / CONFIG).is_file()):
         step = f"@{int(of_a_run['step'])}" if of_a_run["step"] else ""
         run = None if step else of_a_run["run"]
         return Named(f"{of_a_run['run']}{step}", where, of_a_run["base"] or ".", run)
@@ -212,7 +212,8 @@ def data_sets(places: Sequence[str], settings: CompareSettings) -> list[Data]:
         if not texts:
             raise ConfigError(f"--data {where}: it holds no text; name a recipe, a store, a folder or a file of UTF-8")
         sizes = np.array([text.num_bytes for text in texts], np.int64)
-        found.append(Data(DataSet(name, source, sizes), texts))
+        _, units = np.unique([text.repository for text in texts], return_inverse=True)
+        found.append(Data(DataSet(name, source, sizes, units), texts))
     names = Counter(each.measured.name for each in found)
     return [
         each if names[each.measured.name] == 1 else replace(each, measured=replace(each.measured, name=where))
@@ -224,7 +225,10 @@ def _texts(where: str, settings: CompareSettings) -> tuple[str, str, list[Text]]
     """(a name, where it is in full, documents)"""
     store = load_recipe(where).storage.uri if where.endswith(RECIPES) else where
     path = Path(where).expanduser()
-    curated = load_manifest(open_storage(store), "curated") if "://" in store or not path.is_file() else None
+    is_store = where.endswith(RECIPES) or "://" in store or not path.is_file()
+    curated = load_manifest(open_storage(store), "curated") if is_store else None
+    if curated is None and where.endswith(RECIPES):
+        raise ConfigError(f"--data {where}: nothing is curated in its store; run `python -m ray_jobs.curate` first")
     if curated is not None:
         texts = sampled_texts(open_storage(store), curated, settings.seed, settings.max_bytes, settings.document_bytes)
         return store.rstrip("/").rpartition("/")[2], f"validation split of {store}", texts
@@ -248,8 +252,9 @@ def contestant(model: Named, measured: Measured, seed: int) -> Contestant:
     if model.store is not None:
         storage = open_storage(model.store)
         corpus = sampled_corpus(storage, seed)
-        scored = load_manifest(storage, f"{prefix_of(model.run)}/humaneval") if model.run else None
-        pass_at_k = scored.counts["pass_at_k"] if scored else None
+        made = load_manifest(storage, prefix_of(model.run)) if model.run else None
+        scored = load_manifest(storage, f"{prefix_of(model.run)}/humaneval") if model.run and made else None
+        pass_at_k = scored.counts["pass_at_k"] if made and scored and scored.inputs["run"] == made.digest else None
     return Contestant(
         name=model.name,
         source=measured.source,

@@ -23,6 +23,7 @@ from codeparrot.breakdown import Costs, Origins, breakdown
 from codeparrot.config import Recipe
 from codeparrot.data_order import spread as spread_rows
 from codeparrot.dataloader import PackedRows
+from codeparrot.errors import ManifestError
 from codeparrot.evaluate import context_of
 from codeparrot.exported import EXPORT
 from codeparrot.forgotten import forgotten
@@ -45,6 +46,8 @@ YARDSTICK_BYTES = 64_000_000  # xz -9 sees no further back than its dictionary o
 TEXT_BYTES = 64_000_000
 """Of documents on which a model of another tokenizer is measured."""
 TEXTS_AT_ONCE = 32
+UNSHAPING = {"num_workers", "resources_per_worker"}
+"""Settings that change no figure."""
 NUM_SHOWN = 12
 
 
@@ -52,6 +55,11 @@ def run(work: Work) -> Output:
     """Predict every chosen row once, write what is asked for, and look for what is copied."""
     recipe, storage, settings = work.recipe, work.storage, work.recipe.evaluate
     packed, trained = work.inputs["packed"], work.inputs["run"]
+    if trained.inputs["tokenizer"] != packed.inputs["tokenizer"]:
+        raise ManifestError(
+            f"{packed.prefix} was packed with another tokenizer than {trained.prefix} was trained with; run "
+            "`python -m ray_jobs.train` first"
+        )
     tokenizer_json = trained.read(storage, f"{EXPORT}tokenizer.json").decode()
     model = Model(f"{storage.uri}/{trained.prefix}", None, trained.folder)
     counts, broken_down = measured_on_rows(recipe, storage, packed, tokenizer_json, model)
@@ -157,7 +165,9 @@ def summary(manifest: Manifest) -> tuple[str, str]:
 STAGE = Stage(
     makes="evaluation",
     inputs=("run", "packed", "curated"),
-    settings=lambda recipe: stage_settings(recipe, "seed", "evaluate"),
+    settings=lambda recipe: (
+        stage_settings(recipe, "seed") | {"evaluate": recipe.evaluate.model_dump(mode="json", exclude=UNSHAPING)}
+    ),
     run=run,
     summary=summary,
 )
@@ -180,10 +190,14 @@ def evaluate_other(options: argparse.Namespace, recipe: Recipe, storage: Storage
     curated, tokenizer, packed = (
         require_manifest(storage, recipe.prefix_of(noun), MADE_BY[noun]) for noun in ("curated", "tokenizer", "packed")
     )
+    if packed.inputs["tokenizer"] != tokenizer.digest:
+        raise ManifestError(
+            f"{packed.prefix} is not of the tokenizer in the store; run `python -m ray_jobs.pack` first"
+        )
     loaded = load_pretrained(options.checkpoint, storage)
     model = Model(options.checkpoint, storage.uri)
     tokenizer_json = tokenizer.read(storage, "tokenizer.json").decode()
-    if packed.inputs["tokenizer"] == tokenizer.digest and takes_rows(loaded, tokenizer_json, packed):
+    if takes_rows(loaded, tokenizer_json, packed):
         counts, found = measured_on_rows(recipe, storage, packed, tokenizer_json, model)
     else:
         counts, found = measured_on_texts(recipe, storage, packed, curated, model)

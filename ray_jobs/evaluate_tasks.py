@@ -3,6 +3,7 @@
 Tasks are chosen, completed and looked for in the packed shards by tasks of Ray side by side.
 """
 
+import io
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -14,7 +15,6 @@ import numpy as np
 from codeparrot.bootstrap import ratio_interval
 from codeparrot.completion import Request
 from codeparrot.copies import NGRAM, Match, Texts, best
-from codeparrot.dataloader import PackedRows
 from codeparrot.documents import document_id, from_parquet
 from codeparrot.engine import Engine
 from codeparrot.manifest import Manifest
@@ -25,7 +25,7 @@ from codeparrot.tasks import Answer, Origin, Task, TaskSettings, answer, chosen,
 from codeparrot.tokenizer import Encoder
 from codeparrot.vocabulary import Vocabulary
 from ray_jobs.cluster import spread
-from ray_jobs.evaluate_rows import SPLIT, Model, once
+from ray_jobs.evaluate_rows import SPLIT, Model
 
 TASKS_AT_ONCE = 64
 NUM_TRACED = 20
@@ -84,7 +84,8 @@ def complete_part(tasks: Sequence[Task], *, model: Model, max_new_tokens: int) -
     texts: dict[int, str] = {}
     asked = {}
     for task in tasks:
-        request = Request(vocabulary.encode(task.prompt), max_new_tokens, temperature=0, cut_prompt=True)
+        most = min(max_new_tokens, engine.context // 2)
+        request = Request(vocabulary.encode(task.prompt), most, temperature=0, cut_prompt=True)
         number = engine.add(request)
         texts[number], asked[number] = "", task
     while not engine.idle:
@@ -109,11 +110,12 @@ def find_copies(storage: Storage, packed: Manifest, tokenizer_json: str, texts: 
 
 def search_shard(shard: int, *, uri: str, packed: Manifest, texts: Sequence[Any]) -> list[Match]:
     """What of each text is in one packed shard."""
-    storage = open_storage(uri)
-    rows = once("train", (uri, packed.folder), lambda: PackedRows(storage, packed, "train"))
+    # Read once, so it has no place in the cache that training needs.
+    data = packed.read(open_storage(uri), packed.names("train/rows-")[shard])
+    rows = np.load(io.BytesIO(data), allow_pickle=False)
+    first = shard * packed.counts["rows_per_shard"] * packed.counts["max_seq_len"]
     apart = packed.counts["strategy"] != "concat"
-    first = shard * rows.rows_per_shard * rows.max_seq_len
-    found = Texts(texts).find(rows.shard(shard).reshape(-1), rows.max_seq_len if apart else None)
+    found = Texts(texts).find(rows.reshape(-1), packed.counts["max_seq_len"] if apart else None)
     return [Match(match.longest, first + match.place if match.longest else -1, match.covered) for match in found]
 
 

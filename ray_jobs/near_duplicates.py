@@ -3,11 +3,12 @@
 The band keys of documents, 200 bytes each by default, are in the store (`ray_jobs.near_index`) and never in the memory
 of the driver. A task reads those of some bands, or of a range of the keys of one, and writes which documents have
 equal ones; the driver joins that, part by part, into a forest: 8 bytes for each document, and while it looks for the
-groups 8 more and those of the documents that are in one. Other tasks read the texts of groups and compare them. What
+groups 8 more, and some 200 for each of the documents that are in one. Other tasks read the texts of groups and compare them. What
 earlier corpora kept is not signed again.
 """
 
 import logging
+from bisect import bisect_right
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -29,8 +30,8 @@ logger = logging.getLogger(__name__)
 PART_KEYS = 16_000_000
 """Keys in which one task looks for equal ones: some 600 MB of its memory."""
 BATCH_DOCUMENTS = 1000
-MAX_BATCHES = 64
-"""Each reads the shards that its documents lie in, which may be all."""
+NUM_BATCHES = 64
+"""What is aimed at, for each reads the shards that its documents lie in, which may be all."""
 GIANT_GROUP = 2000
 """Documents in one group from which a person should look at them."""
 MAX_GROUP = 50_000
@@ -161,7 +162,7 @@ class Documents:
 
     def candidate(self, index: int, *, stays: bool) -> Candidate:
         """The document with this number."""
-        place = int(np.searchsorted(self.starts, index, side="right")) - 1
+        place = bisect_right(self.starts, index) - 1
         return Candidate(index, self.shards[place], index - self.starts[place], stays)
 
 
@@ -210,7 +211,7 @@ def _links(part: Part, band: int, documents: Documents, storages: Sequence[Stora
 
 def _batches(found: Sequence[list[int]], documents: Documents, num_own: int) -> list[Batch]:
     batches: list[Batch] = []
-    size, room = max(BATCH_DOCUMENTS, sum(map(len, found)) // MAX_BATCHES), 0
+    size, room = min(MAX_GROUP, max(BATCH_DOCUMENTS, sum(map(len, found)) // NUM_BATCHES)), 0
     parts = (group[start : start + MAX_GROUP] for group in found for start in range(0, len(group), MAX_GROUP))
     for group in parts:
         if room < len(group):

@@ -101,7 +101,7 @@ class Tally:
 
 @dataclass
 class Redacted:
-    """What one shard, or all of them, had redacted in the documents that it kept."""
+    """What was redacted in the documents that are kept."""
 
     num_documents: int = 0
     """With anything redacted."""
@@ -113,12 +113,6 @@ class Redacted:
         self.num_documents += bool(values)
         for kind, num_values in values.items():
             self.by_kind.setdefault(kind, Counter()).update(num_documents=1, num_values=num_values)
-
-    def add(self, other: "Redacted") -> None:
-        """Add those of another shard."""
-        self.num_documents += other.num_documents
-        for kind, amount in other.by_kind.items():
-            self.by_kind.setdefault(kind, Counter()).update(amount)
 
     def counts(self) -> dict[str, Any]:
         """For a manifest."""

@@ -1,6 +1,6 @@
 """What the first pass of curation says of documents, as columns: of one shard, and of all, as the driver holds it.
 
-A document takes about 100 bytes: its path, numbers for names that repeat, 16 bytes of its key. Its text, and its keys
+A document takes about 75 bytes: its path, numbers for names that repeat, 16 bytes of its key. Its text, and its keys
 for near duplicates, stay in the store.
 """
 

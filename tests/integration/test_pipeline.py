@@ -86,10 +86,12 @@ def test_models_are_compared_on_one_page(undisturbed: Machine, tmp_path: Path) -
     prompts = tmp_path / "prompts.txt"
     prompts.write_text("When they came back\ndef f(x):\\n\n")
     options = ("--num-samples", "2", "--max-new-tokens", "8", "--max-bytes", "20000", "--to", str(tmp_path / "page"))
-    output = undisturbed.run("compare", "micro", "micro@66", "--prompts", str(prompts), *options).output
+    checkpoints = json.loads(undisturbed.run("runs", "show", "--json").output)["checkpoints"]
+    earlier = f"micro@{min(checkpoint['step'] for checkpoint in checkpoints)}"
+    output = undisturbed.run("compare", "micro", earlier, "--prompts", str(prompts), *options).output
     assert "bits per byte" in output
     found = json.loads((tmp_path / "page" / "comparison.json").read_bytes())
-    assert [model["name"] for model in found["models"]] == ["micro", "micro@66"]
+    assert [model["name"] for model in found["models"]] == ["micro", earlier]
     assert found["prompts"] == ["When they came back", "def f(x):\n"]
     assert [[len(texts) for texts in model["completions"]] for model in found["models"]] == [[2, 2], [2, 2]]
     (difference,) = found["differences"]

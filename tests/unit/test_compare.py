@@ -14,7 +14,10 @@ from tests.unit.test_report import HOSTILE, LOADING, Page
 
 SETTINGS = CompareSettings(num_samples=2)
 PROMPTS = ["import ", f"When they came back{HOSTILE}"]
-DATA = [DataSet("code", "here", np.full(40, 100)), DataSet(f"other {HOSTILE}", "there", np.full(40, 50))]
+DATA = [
+    DataSet("code", "here", np.full(40, 100), np.arange(40)),
+    DataSet(f"other {HOSTILE}", "there", np.full(40, 50), np.zeros(40, np.int64)),
+]
 
 
 def contestant(name: str, bits: list[float], module: str, **other: Any) -> Contestant:
