@@ -162,6 +162,13 @@ def processes_with(marker: str) -> dict[int, str]:
     return found
 
 
+BEFORE_TRAINING = ("collect", "curate", "train_tokenizer", "pack")
+AT_ONCE = """
+from importlib import import_module
+from ray_jobs.stage import command, run_stage
+stages = [import_module("ray_jobs." + name).STAGE for name in {names}]
+command("stages", lambda recipe, storage: [run_stage(stage, recipe, storage) for stage in stages])
+"""
 LISTENING = "0A"  # the state in /proc/net/tcp, include/net/tcp_states.h
 LOOPBACK = {"0100007F", "0000000000000000FFFF00000100007F", "00000000000000000000000001000000"}
 """127.0.0.1, ::ffff:127.0.0.1 and ::1, as /proc spells them."""
@@ -218,6 +225,13 @@ class Machine:
         process = self.start(stage, *arguments, **environment)
         assert process.wait() == 0, process.output
         return process
+
+    def run_at_once(self, *names: str) -> None:
+        """These stages in one process, with one Ray."""
+        with local_store.running(self.state / "store", "codeparrot") as store:
+            command = [sys.executable, "-c", AT_ONCE.format(names=names), "--config", str(self.write_recipe())]
+            process = Process(command, {"CODEPARROT_STATE": str(self.state), **store.environment()})
+            assert process.wait() == 0, process.output
 
     def workers(self) -> list[int]:
         """The Ray Train workers of its runs, in no order."""

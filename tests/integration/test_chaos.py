@@ -25,7 +25,7 @@ import pytest
 from codeparrot import local_store
 from codeparrot.manifest import load_manifest
 from codeparrot.storage import sha256_hex
-from tests.integration.conftest import Cluster, Machine, Process, micro_recipe, ray_cluster
+from tests.integration.conftest import BEFORE_TRAINING, Cluster, Machine, Process, micro_recipe, ray_cluster
 
 pytestmark = pytest.mark.faults
 
@@ -36,12 +36,6 @@ STEPS_PER_KILL = 40
 """Twice what was seen of two cores; a run that ends before its last kill fails the test."""
 NEVER = 100_000_000
 NO_CHECKPOINTS = f"train.checkpoint.every_steps={NEVER}"
-PREPARE = """
-from ray_jobs import collect, curate, pack, train_tokenizer
-from ray_jobs.stage import command, run_stage
-stages = [module.STAGE for module in (collect, curate, train_tokenizer, pack)]
-command("prepare", lambda recipe, storage: [run_stage(stage, recipe, storage) for stage in stages])
-"""
 
 
 def chaos_recipe() -> dict[str, Any]:
@@ -88,10 +82,7 @@ def result(machine: Machine) -> Trained:
 def packed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The store of a machine on which everything up to training is done."""
     machine = Machine(tmp_path_factory.mktemp("packed"), chaos_recipe())
-    with local_store.running(machine.state / "store", "codeparrot") as store:
-        command = [sys.executable, "-c", PREPARE, "--config", str(machine.write_recipe())]
-        process = Process(command, store.environment())
-        assert process.wait() == SUCCESS, process.output
+    machine.run_at_once(*BEFORE_TRAINING)
     return machine.state / "store"
 
 

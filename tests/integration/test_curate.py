@@ -28,8 +28,7 @@ def curated(machine: Machine, shard_bytes: int) -> tuple[set[str], list[dict[str
     """The documents that are kept, the audit rows, and the counts."""
     machine.values["storage"] = {"uri": str(machine.folder / f"data-{shard_bytes}")}
     machine.values["collect"]["shard_bytes"] = shard_bytes
-    for stage in ("collect", "curate"):
-        machine.run(stage)
+    machine.run_at_once("collect", "curate")
     storage = open_storage(machine.values["storage"]["uri"])
     manifest = load_manifest(storage, "curated")
     assert manifest is not None
@@ -179,8 +178,7 @@ def test_what_is_near_to_an_earlier_corpus_goes_and_that_corpus_stays(machine: M
         }
 
     corpus("old", {"one/a.py": program(), "two/b.py": program(start=1000)}, {})
-    for stage in ("collect", "curate"):
-        machine.run(stage)
+    machine.run_at_once("collect", "curate")
     earlier = machine.values["storage"]["uri"]
     texts = {
         "a/near.py": program(3),

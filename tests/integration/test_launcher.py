@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from codeparrot import local_store
-from tests.integration.conftest import ROOT, Machine, wait_until
+from tests.integration.conftest import BEFORE_TRAINING, ROOT, Machine, wait_until
 
 FAILED, INTERRUPTED = 1, 3
 
@@ -88,8 +88,7 @@ def test_a_full_disk_under_the_store_is_named_and_nothing_is_lost(machine: Machi
 
 def test_on_a_terminal_progress_is_one_live_line_with_rate_and_time_left(machine: Machine) -> None:
     machine.values["train"] |= {"num_workers": 1, "max_steps": 400, "checkpoint": {"every_steps": 400}}
-    for stage in ("collect", "curate", "train_tokenizer", "pack"):
-        machine.run(stage)
+    machine.run_at_once(*BEFORE_TRAINING)
     text = on_a_terminal(machine, "train")
     frames = [line for line in re.split(r"[\r\n]", text) if "steps/s" in line]
     assert frames, text

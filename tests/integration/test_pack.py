@@ -8,7 +8,7 @@ import pyarrow.parquet as pq
 
 from codeparrot.manifest import Manifest, require_manifest
 from codeparrot.storage import open_storage
-from tests.integration.conftest import Machine
+from tests.integration.conftest import BEFORE_TRAINING, Machine
 
 FORGOTTEN = "rich"
 
@@ -24,8 +24,7 @@ def test_a_forgotten_repository_is_in_no_row_whatever_runs_again(machine: Machin
     machine.values["storage"] = {"uri": str(machine.folder / "data")}
     machine.values["pack"]["strategy"] = "best_fit"
     storage = open_storage(machine.values["storage"]["uri"])
-    for stage in ("collect", "curate", "train_tokenizer", "pack"):
-        machine.run(stage)
+    machine.run_at_once(*BEFORE_TRAINING)
     packed = require_manifest(storage, "packed", "")
     pieces = index(machine, packed)
     assert FORGOTTEN in {piece["repository"] for piece in pieces}
