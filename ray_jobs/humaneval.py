@@ -151,14 +151,19 @@ def scores(
 
 
 def plan(recipe: Recipe) -> tuple[str, list[Problem]]:
-    """The problems, by their content. Raises ConfigError where programs must not run beside Ray."""
+    """The problems, by their content. Raises ConfigError."""
+    require_no_programs_beside_ray(recipe)
+    problems = read_problems(settings_of(recipe).problems)
+    return sha256_hex(canonical([asdict(problem) for problem in problems])), problems
+
+
+def require_no_programs_beside_ray(recipe: Recipe) -> None:
+    """Raise ConfigError if programs would run in a pod of the cluster, which has a network and secrets."""
     if settings_of(recipe).score is not None and os.environ.get("KUBERNETES_SERVICE_HOST"):
         raise ConfigError(
             "humaneval.score: must be null on Kubernetes, where programs run in a pod of their own: "
             "`python -m k8s score` scores the stored completions"
         )
-    problems = read_problems(settings_of(recipe).problems)
-    return sha256_hex(canonical([asdict(problem) for problem in problems])), problems
 
 
 def summary(manifest: Manifest) -> tuple[str, str]:

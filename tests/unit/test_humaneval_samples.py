@@ -19,6 +19,7 @@ from codeparrot.model import export_files
 from codeparrot.storage import LocalStorage
 from codeparrot.vocabulary import Vocabulary
 from ray_jobs import humaneval
+from ray_jobs.pipeline import run_pipeline
 from ray_jobs.stage import run_stage
 from tests.unit.doubles import DyingStorage, Killed
 
@@ -145,6 +146,11 @@ def test_no_program_runs_beside_ray_on_kubernetes(recipe: Recipe, monkeypatch: p
     assert humaneval.plan(recipe)[1] == PROBLEMS  # whose score is null
     with pytest.raises(ConfigError, match=r"humaneval\.score: must be null on Kubernetes"):
         humaneval.plan(recipe.model_copy(update={"humaneval": None}))
+    asked = recipe.model_copy(update={"humaneval": HumanEvalSettings()})
+    storage = LocalStorage(recipe.storage.uri)
+    with pytest.raises(ConfigError, match="null on Kubernetes"):
+        run_pipeline(asked, storage)
+    assert not list(storage.list("")), "said before anything is made"
 
 
 def test_tasks_fill_batches_and_keep_all_workers_busy() -> None:
