@@ -65,11 +65,11 @@ Nothing here imports ray or kubernetes, so every piece runs in a plain test or u
     namespaces         namespaces for programs of a model, where they can be had
     program_server     forks a confined child for every program, and says what became of it
     sandbox            programs that nobody has read, run so that they harm nothing
+    bootstrap          how far a figure would move with other repositories or problems
     pass_at_k          of k completions, the chance that one is right
     humaneval          problems, completions of them, and how many are right
     score              no stage: completions from a file, scored without Ray or a store
     humaneval_samples  samples of every problem, by the engine
-    bootstrap          how far a figure would move with other repositories
     breakdown          what predictions cost, by where the text comes from
     copies             what of a text stands word for word in the training rows
     tasks              lines and bodies of functions that a model is asked to write

@@ -22,7 +22,7 @@ class ApiKeys:
     """The keys in a file."""
 
     def __init__(self, path: str | Path) -> None:
-        """Raises ConfigError if the file cannot be read, has no key, or one that is too short."""
+        """Raises ConfigError if the file cannot be read, has no key, or one that is too short or not ASCII."""
         self._path = Path(path)
         self._seen = self._version()
         self._hashes = self._read()
@@ -55,7 +55,7 @@ class ApiKeys:
 
     def _read(self) -> tuple[bytes, ...]:
         try:
-            lines = [line.strip() for line in self._path.read_text("utf-8").splitlines()]
+            lines = [line.strip() for line in self._path.read_text("utf-8-sig").splitlines()]
         except (OSError, UnicodeDecodeError) as error:
             reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8"
             raise ConfigError(f"cannot read the API keys in {self._path}: {reason}") from error
@@ -64,6 +64,8 @@ class ApiKeys:
             raise ConfigError(f"{self._path} has no API key; write one a line")
         if any(len(key) < MIN_LENGTH for key in keys):
             raise ConfigError(f"{self._path}: an API key has at least {MIN_LENGTH} characters; make longer ones")
+        if not all(key.isascii() for key in keys):
+            raise ConfigError(f"{self._path}: an API key has ASCII characters only; a header carries no others")
         return tuple(_digest(key) for key in keys)
 
 

@@ -40,8 +40,6 @@ class ServeSettings(Settings):
     """Whether a prompt that is too long loses its beginning, as editors expect, rather than being refused (400)."""
     max_body_bytes: PositiveInt = 1_000_000
     """Of a request; larger ones are refused (413)."""
-    stall_seconds: PositiveFloat = 30.0
-    """A client that takes nothing of a stream for as long is cut off."""
     drain_seconds: PositiveFloat = 120.0
     """How long the end of the server waits for requests that it has accepted."""
     log_text: bool = False
@@ -68,7 +66,7 @@ class Served:
     vocabulary: Vocabulary
     name: str
     fingerprint: str
-    """Of its weights and of the code."""
+    """Of its weights, and of what computes with them: torch, the kind of device, the precision."""
     created: int
     """Unix time, in seconds."""
 

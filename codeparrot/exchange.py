@@ -45,7 +45,7 @@ class Exchange:
         self._first_seconds: float | None = None
         self._reasons: dict[int, str] = {}
         self._texts: dict[int, list[str]] = {}
-        self._closed = False
+        self._failed = self._closed = False
         self._order = thread.submit(plan.requests, self._tell)
 
     @property
@@ -58,7 +58,9 @@ class Exchange:
         self._loop.call_soon_threadsafe(self._arrive, index, event)
 
     def _arrive(self, index: int, event: Event | Exception) -> None:
-        if self._first_seconds is None:
+        if isinstance(event, Exception):
+            self._failed = True
+        elif self._first_seconds is None:
             self._first_seconds = self.seconds
             self._metrics.first_token.observe(self._first_seconds)
         self._arrived.append((index, event))
@@ -99,14 +101,16 @@ class Exchange:
         self._closed = True
         if self._num_left:
             self._thread.cancel(self._order)
-            self._metrics.left.inc()
+            if not self._failed:
+                self._metrics.left.inc()
         self._metrics.duration.observe(self.seconds)
         self._on_close(self)
 
     def log_line(self, *, with_text: bool) -> str:
         """What the log says of it; texts only if asked for."""
         first = "none" if self._first_seconds is None else f"{self._first_seconds:.3f} s"
-        reasons = ",".join(self._reasons.get(choice.index, "left") for choice in self._choices)
+        otherwise = "failed" if self._failed else "left"
+        reasons = ",".join(self._reasons.get(choice.index, otherwise) for choice in self._choices)
         line = (
             f"{self.head.identity} client {self.client}: {self.plan.num_prompt_tokens} + {self.num_tokens} tokens, "
             f"{len(self._choices)} choices ({reasons}), first token {first}, {self.seconds:.3f} s"

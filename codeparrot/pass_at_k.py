@@ -3,8 +3,8 @@
 The unbiased estimate of Chen et al. 2021 ("Evaluating Large Language Models Trained on Code", equation 1), from n
 completions of which c are right: 1 - C(n - c, k) / C(n, k). It is computed in whole numbers and rounded once.
 
-How certain it is: a percentile bootstrap over problems (Efron and Tibshirani, "An Introduction to the Bootstrap",
-1993, chapter 13). Problems are drawn, not completions: another benchmark would have had other problems.
+How certain it is: a bootstrap over problems (`codeparrot.bootstrap`). Problems are drawn, not completions: another
+benchmark would have had other problems.
 """
 
 from collections.abc import Sequence
@@ -13,10 +13,9 @@ from math import comb
 
 import numpy as np
 
-from codeparrot.draws import key
+from codeparrot.bootstrap import CONFIDENCE, percentile, resampled
 
 NUM_RESAMPLES = 10_000
-CONFIDENCE = 0.95
 
 
 @dataclass(frozen=True)
@@ -41,7 +40,6 @@ def pass_at_k(num_samples: int, num_passed: int, k: int) -> float:
 def estimate(counts: Sequence[tuple[int, int]], k: int, seed: int) -> Estimate:
     """pass@k of a benchmark, from (completions, passed) of each of its problems, in their order."""
     values = np.array([pass_at_k(num_samples, num_passed, k) for num_samples, num_passed in counts])
-    random = np.random.default_rng(key(seed, "pass@k", k))
-    means = values[random.integers(len(values), size=(NUM_RESAMPLES, len(values)))].mean(axis=1)
-    low, high = np.quantile(means, [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2])
-    return Estimate(float(values.mean()), float(low), float(high))
+    means = resampled(values[None], seed, NUM_RESAMPLES)[0] / len(values)
+    interval = percentile(means, CONFIDENCE, len(values))
+    return Estimate(float(values.mean()), interval.low, interval.high)

@@ -10,6 +10,7 @@ stack alone, bound to no name: it is in no frame, no file, and nothing that the 
 by whatever door, never sends it. Code that searches its own process's memory (ctypes) can find it.
 """
 
+import contextlib
 import fcntl
 import gc
 import importlib
@@ -37,6 +38,8 @@ NONCE_BYTES = 16
 MAX_MESSAGE_BYTES = 300
 TICK_SECONDS = 0.25
 MAX_OPEN_FILES = 64
+LEAST_FILE_BYTES = 4096
+"""What a file takes, also an empty one."""
 READY_SECONDS = 30.0
 SPARE_CPU_SECONDS = 2
 """The kernel counts clock ticks for its own limit, which a busy machine makes inexact; it is the second to act."""
@@ -210,12 +213,27 @@ def _wait(pid: int, process: int, limits: Limits, connection: socket.socket) -> 
         used = time.clock_gettime((~pid << 3) | 2)  # the CPU clock of a process: clock_getcpuclockid(3)
         still, last = (still + 1 if used == last else 0), used
         asleep, waited = still * TICK_SECONDS >= limits.asleep_seconds, time.monotonic() - began
-        if used > limits.cpu_seconds or asleep or waited >= limits.wall_seconds:
+        full = _is_full(limits.folder, limits.folder_bytes)
+        if full or used > limits.cpu_seconds or asleep or waited >= limits.wall_seconds:
             signal.pidfd_send_signal(process, signal.SIGKILL)
+            if full:
+                return f"files: more than {limits.folder_bytes:,} bytes"
             return _why(limits, asleep=asleep, computing=used > limits.cpu_seconds)
     if any(number != process for number, _ in events):
         os._exit(0)  # nobody waits for the answer any more; the program goes with its parent
     return ""
+
+
+def _is_full(folder: str, limit: int) -> bool:
+    """Whether the files of a program, which cannot make folders, take more. In a namespace the kernel sees to it."""
+    size = 0
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            with contextlib.suppress(FileNotFoundError):
+                size += max(entry.stat(follow_symlinks=False).st_size, LEAST_FILE_BYTES)
+            if size > limit:
+                return True
+    return False
 
 
 def _rest(ours: socket.socket) -> bytes:
@@ -227,12 +245,19 @@ def _judge(message: bytes, nonce: bytes, code: int, used: float, limits: Limits)
     if used > limits.cpu_seconds:
         return _why(limits, asleep=False, computing=True)
     if code < 0:
-        return f"killed: {signal.Signals(-code).name}"
+        return f"killed: {_signal_name(-code)}"
     if message == nonce:
         return "passed"
     if message:
         return "failed: " + message.decode("utf-8", "replace")
     return f"exited: with code {code}, before its tests were through"
+
+
+def _signal_name(number: int) -> str:
+    try:
+        return signal.Signals(number).name
+    except ValueError:  # one of the real-time signals, most of which have no name
+        return f"signal {number}"
 
 
 def _child(program: str, walls: _Walls, channel: socket.socket, printed: int) -> NoReturn:

@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 
 MARGIN = 2.0**-15
 """Of a logit, relative to the largest of its row: what rounding in fp32 may move it by, with room to spare."""
+LEAST_TEMPERATURE = 1e-5
+"""Below it logits overflow in fp32; the draw is the likeliest token anyway."""
 NUM_CANDIDATES = 256
 """Likeliest tokens that are looked at first; only if top-p asks for more are all of them sorted."""
 
@@ -57,7 +59,7 @@ def choose(logits: "torch.Tensor", draws: Sequence[Draw], margin: float = MARGIN
     logits = logits.float()
     kinds: dict[str, list[int]] = {}
     for row, draw in enumerate(draws):
-        kind = "greedy" if draw.temperature == 0 else "full" if draw.top_p >= 1 else "nucleus"
+        kind = "greedy" if draw.temperature < LEAST_TEMPERATURE else "full" if draw.top_p >= 1 else "nucleus"
         kinds.setdefault(kind, []).append(row)
     tokens = torch.empty(len(draws), dtype=torch.long, device=logits.device)
     unsure = torch.empty(len(draws), dtype=torch.bool, device=logits.device)
@@ -116,6 +118,7 @@ def _of_nucleus(
     through = mass.cumsum(1, dtype=torch.float64)
     before = through - mass
     inside = before < top_p
+    inside[:, 0] = True  # the likeliest always, also where top_p is 0 in fp32
     last = inside.sum(1, keepdim=True) - 1
     border, beyond = mass.gather(1, last), mass.gather(1, (last + 1).clamp(max=mass.shape[1] - 1))
     as_likely = border * torch.exp(-2 * rounding)

@@ -46,7 +46,7 @@ ANSWER_SECONDS = 60.0
 """Of a server, beyond what a program may take."""
 
 ESCAPES = """
-import os, socket, sys, tempfile
+import fcntl, os, socket, sys, tempfile
 ways = []
 def attempt(way, action):
     try:
@@ -60,6 +60,7 @@ attempt("write outside of their folder", lambda: open({outside!r}, "a"))
 attempt("look at other processes", lambda: open("/proc/1/status").read())
 attempt("open sockets", lambda: socket.socket())
 attempt("send signals", lambda: os.kill(os.getppid(), 0))
+attempt("send signals through files", lambda: fcntl.fcntl(1, fcntl.F_SETOWN, os.getppid()))
 attempt("start processes", lambda: os.fork() or os._exit(0))
 attempt("become another program", lambda: os.execv(sys.executable, [sys.executable, "-c", ""]))
 attempt("take all memory", lambda: bytearray(1 << 45))

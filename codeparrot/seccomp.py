@@ -13,8 +13,8 @@ from codeparrot import libc
 
 SECCOMP_SET_MODE_FILTER = 1
 _ALLOW, _ERRNO, _KILL_PROCESS = 0x7FFF0000, 0x00050000, 0x80000000
-_LOAD, _JUMP_IF_EQUAL, _JUMP_IF_NOT_LESS, _RETURN = 0x20, 0x15, 0x35, 0x06
-_NUMBER_OFFSET, _ARCHITECTURE_OFFSET, _REQUEST_OFFSET = 0, 4, 24  # of struct seccomp_data; the second argument
+_LOAD, _JUMP_IF_EQUAL, _JUMP_IF_NOT_LESS, _RETURN, _AND = 0x20, 0x15, 0x35, 0x06, 0x54
+_NUMBER_OFFSET, _ARCHITECTURE_OFFSET, _SECOND, _THIRD = 0, 4, 24, 32  # of struct seccomp_data; arguments
 
 # Name of the machine: how the kernel calls it (linux/audit.h), the number of seccomp(2), the column in the table.
 _MACHINES = {"x86_64": (0xC000003E, 317, 1), "aarch64": (0xC00000B7, 277, 2)}
@@ -41,6 +41,10 @@ _CALLS = """
 """
 _IOCTL = {"x86_64": 16, "aarch64": 29}
 _REQUESTS = (0x5421, 0x5450, 0x5451)  # of ioctl(2): FIONBIO, FIONCLEX, FIOCLEX; for others there is no such device
+_COMMANDS = (*range(8), 1030)
+"""Of fcntl(2): copies, flags and locks. F_SETOWN and F_SETSIG send any signal to any process of this user."""
+_TRUNCATING = (0o1000, 0o1003)
+"""O_TRUNC in a file that is not opened to write, which Landlock does not know before its third version."""
 
 NEW_CALLS = 424
 """From here on numbers are the same everywhere, and libraries take an older call where the kernel has no such one."""
@@ -62,7 +66,8 @@ class Filter:
         if machine not in _MACHINES:
             raise OSError(errno.ENOSYS, f"no filter of system calls for {machine}")
         architecture, self._seccomp, column = _MACHINES[machine]
-        numbers = [int(row.split()[column]) for row in _CALLS.split(",") if row.split()[column] != "-"]
+        rows = [row.split() for row in _CALLS.split(",")]
+        numbers = {row[0]: int(row[column]) for row in rows if row[column] != "-"}
         self._instructions = _assemble(architecture, numbers, _IOCTL[machine])
 
     def install(self) -> None:
@@ -71,18 +76,30 @@ class Filter:
         libc.call("syscall", self._seccomp, SECCOMP_SET_MODE_FILTER, 0, program)
 
 
-def _assemble(architecture: int, allowed: list[int], ioctl: int) -> "ctypes.Array[_Instruction]":
+def _assemble(architecture: int, allowed: dict[str, int], ioctl: int) -> "ctypes.Array[_Instruction]":
     """Comparisons jump forward, by a number of instructions, to one of the blocks that stand last."""
     tests = [(_JUMP_IF_NOT_LESS, NEW_CALLS, "missing"), (_JUMP_IF_EQUAL, ioctl, "ioctl")]
-    tests += [(_JUMP_IF_EQUAL, number, "allowed") for number in allowed]
+    tests += [
+        (_JUMP_IF_EQUAL, number, name if name in ("fcntl", "open", "openat") else "allowed")
+        for name, number in allowed.items()
+    ]
     blocks = {
         "refused": [(_RETURN, 0, 0, _ERRNO | errno.EPERM)],
         "missing": [(_RETURN, 0, 0, _ERRNO | errno.ENOSYS)],
         "ioctl": [
-            (_LOAD, 0, 0, _REQUEST_OFFSET),
+            (_LOAD, 0, 0, _SECOND),
             *((_JUMP_IF_EQUAL, len(_REQUESTS) - place, 0, request) for place, request in enumerate(_REQUESTS)),
             (_RETURN, 0, 0, _ERRNO | errno.ENOTTY),
+            (_RETURN, 0, 0, _ALLOW),
         ],
+        "fcntl": [
+            (_LOAD, 0, 0, _SECOND),
+            *((_JUMP_IF_EQUAL, len(_COMMANDS) - place, 0, command) for place, command in enumerate(_COMMANDS)),
+            (_RETURN, 0, 0, _ERRNO | errno.EPERM),
+            (_RETURN, 0, 0, _ALLOW),
+        ],
+        "open": _opening(_SECOND),
+        "openat": _opening(_THIRD),
         "allowed": [(_RETURN, 0, 0, _ALLOW)],
     }
     places, end = {}, len(tests)
@@ -97,3 +114,13 @@ def _assemble(architecture: int, allowed: list[int], ioctl: int) -> "ctypes.Arra
         *(instruction for block in blocks.values() for instruction in block),
     ]
     return (_Instruction * len(code))(*(_Instruction(*fields) for fields in code))
+
+
+def _opening(flags: int) -> list[tuple[int, int, int, int]]:
+    return [
+        (_LOAD, 0, 0, flags),
+        (_AND, 0, 0, 0o1003),
+        *((_JUMP_IF_EQUAL, len(_TRUNCATING) - place, 0, each) for place, each in enumerate(_TRUNCATING)),
+        (_RETURN, 0, 0, _ALLOW),
+        (_RETURN, 0, 0, _ERRNO | errno.EPERM),
+    ]

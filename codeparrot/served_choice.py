@@ -98,7 +98,9 @@ class ServedChoice:
         return self._held, kept
 
     def _scored(self, score: TokenScore, offset: int) -> Scored:
-        top = {self._label(token_id): _finite(logprob) for token_id, logprob in score.top}
+        top: dict[str, float] = {}
+        for token_id, logprob in score.top:  # likeliest first, which of two with the same text is told
+            top.setdefault(self._label(token_id), _finite(logprob))
         if self._logprobs:  # the token itself is told in any case
             top.setdefault(self._label(score.token_id), _finite(score.logprob))
         return Scored(self._label(score.token_id), _finite(score.logprob), top if self._logprobs else None, offset)

@@ -118,12 +118,6 @@ class Slots(Cache):  # type: ignore[misc]
         for layer in self._own():
             layer.copy(source, target, num_columns)
 
-    @property
-    def size_bytes(self) -> int:
-        """What it holds in memory."""
-        tensors = [states for layer in self._own() for states in (layer.keys, layer.values) if states is not None]
-        return sum(states.nbytes for states in tensors)
-
     def _make_room(self, *wanted: int) -> None:
         room = tuple(map(_doubled, self._place.room, wanted, self._limits))
         if room != self._place.room:

@@ -1,13 +1,11 @@
 """The model that a Ray task decodes with, loaded once per process: that takes longer than most tasks."""
 
 from codeparrot.engine import Engine, EngineSettings
-from codeparrot.exported import Pretrained, load_export
+from codeparrot.exported import load_export
 from codeparrot.manifest import Manifest
 from codeparrot.storage import open_storage
 from codeparrot.vocabulary import Vocabulary
-
-_kept: dict[tuple[str, str, str, str], Pretrained] = {}
-"""One at most."""
+from ray_jobs.evaluate_rows import once
 
 
 def engine_of(
@@ -16,11 +14,9 @@ def engine_of(
     settings: EngineSettings = EngineSettings(),  # noqa: B008 - frozen
     *,
     device: str = "cpu",
-    precision: str = "auto",
 ) -> Engine:
     """A new engine with the model that a run has exported."""
-    key = (uri, trained.folder, device, precision)
-    if key not in _kept:
-        _kept.clear()
-        _kept[key] = load_export(open_storage(uri), trained, device=device, precision=precision)
-    return Engine(_kept[key].model, Vocabulary(_kept[key].tokenizer), settings)
+    loaded = once(
+        "model", (uri, trained.folder, device), lambda: load_export(open_storage(uri), trained, device=device)
+    )
+    return Engine(loaded.model, Vocabulary(loaded.tokenizer), settings)

@@ -52,7 +52,7 @@ def build_app(service: CompletionService, keys: ApiKeys | None = None, *, loopba
     app.add_exception_handler(ApiError, _on_api_error)
     app.add_exception_handler(HTTPException, _on_http_error)
     app.add_exception_handler(Exception, _on_other_error)
-    app.add_middleware(Guard, stall_seconds=service.settings.stall_seconds, loopback=loopback)
+    app.add_middleware(Guard, loopback=loopback)
     guarded = [Depends(authorized)]
     app.get("/", response_class=HTMLResponse)(playground)
     app.get("/healthz")(healthz)
@@ -237,10 +237,10 @@ async def _on_other_error(request: Request, _: Exception) -> Response:
 
 
 class Guard:
-    """Headers of every answer, the name that the server was asked by, and an end for clients that stop reading."""
+    """Headers of every answer, and the name that the server was asked by."""
 
-    def __init__(self, app: ASGIApp, *, stall_seconds: float, loopback: bool) -> None:
-        self._app, self._stall_seconds, self._loopback = app, stall_seconds, loopback
+    def __init__(self, app: ASGIApp, *, loopback: bool) -> None:
+        self._app, self._loopback = app, loopback
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -259,7 +259,7 @@ class Guard:
                 own = ((name.lower().encode(), value.encode()) for name, value in HEADERS.items())
                 more = [pair for pair in own if pair[0] not in names]
                 message = {**message, "headers": [*message["headers"], *more]}
-            await asyncio.wait_for(send(message), self._stall_seconds)
+            await send(message)
 
         return guarded
 

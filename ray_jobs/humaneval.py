@@ -2,12 +2,13 @@
 
 Ray Data's tasks generate, and store the completions of a problem as soon as all of them are there. So a stage that was
 killed, or is done again since only the scoring has changed, generates nothing twice. The programs run in the sandbox,
-on the machine of the driver.
+on the machine of the driver; on Kubernetes the stage runs none, since that machine is the head of the Ray cluster.
 """
 
 import json
 import logging
 import math
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from functools import partial
@@ -16,6 +17,7 @@ from urllib.parse import quote
 
 from codeparrot.code_version import CARRIERS, code_version
 from codeparrot.config import Recipe
+from codeparrot.errors import ConfigError
 from codeparrot.humaneval import Generation, Problem, generation_line, read_problems, score
 from codeparrot.humaneval_samples import HumanEvalSettings, generate
 from codeparrot.manifest import Manifest, canonical, json_lines
@@ -149,9 +151,19 @@ def scores(
 
 
 def plan(recipe: Recipe) -> tuple[str, list[Problem]]:
-    """The problems, by their content."""
+    """The problems, by their content. Raises ConfigError."""
+    require_no_programs_beside_ray(recipe)
     problems = read_problems(settings_of(recipe).problems)
     return sha256_hex(canonical([asdict(problem) for problem in problems])), problems
+
+
+def require_no_programs_beside_ray(recipe: Recipe) -> None:
+    """Raise ConfigError if programs would run in a pod of the cluster, which has a network and secrets."""
+    if settings_of(recipe).score is not None and os.environ.get("KUBERNETES_SERVICE_HOST"):
+        raise ConfigError(
+            "humaneval.score: must be null on Kubernetes, where programs run in a pod of their own: "
+            "`python -m k8s score` scores the stored completions"
+        )
 
 
 def summary(manifest: Manifest) -> tuple[str, str]:

@@ -17,7 +17,7 @@ from codeparrot.config import Recipe
 from codeparrot.manifest import Manifest
 from codeparrot.plots import visible
 from codeparrot.storage import LocalStorage, Storage
-from ray_jobs import report
+from ray_jobs import humaneval, report
 from ray_jobs.progress import console, duration
 from ray_jobs.stage import Outcome, command, run_stage, state_folder, wanted
 
@@ -26,6 +26,8 @@ STAGES = (*report.SHOWN, report.STAGE)
 
 def run_pipeline(recipe: Recipe, storage: Storage) -> None:
     """Bring every output up to date and show the result."""
+    if wanted("humaneval", recipe):
+        humaneval.require_no_programs_beside_ray(recipe)  # now, rather than when the model is trained
     stages = [stage for stage in STAGES if wanted(stage.makes, recipe)]
     outcomes = [run_stage(stage, recipe, storage) for stage in stages]
     manifests = {stage.makes: outcome.manifest for stage, outcome in zip(stages, outcomes, strict=True)}

@@ -49,6 +49,8 @@ PORT = 8000
 SPARE_REQUESTS = 1000
 """Ray Serve passes on as many requests more than there is room for, so that the refusals are those of the API."""
 WATCH_SECONDS = 0.5
+SPARE_SECONDS = 10.0
+"""For replicas to end, beyond what they may drain."""
 DRAIN_CALLS = 50
 
 
@@ -191,7 +193,10 @@ def serve_until_told(recipe: Recipe, options: argparse.Namespace) -> None:
     logs = state_folder() / "serve"
     with ray_session():
         connect()
-        with _running(arguments, options.host, options.port, str(logs)) as handle, _told() as told:
+        with (
+            _running(arguments, recipe.serve.drain_seconds, options.host, options.port, str(logs)) as handle,
+            _told() as told,
+        ):
             host = f"[{options.host}]" if ":" in options.host else options.host
             logger.info("ready: http://%s:%d, log in %s; Ctrl-C ends it", host, options.port, logs)
             while not told.wait(WATCH_SECONDS):
@@ -201,7 +206,9 @@ def serve_until_told(recipe: Recipe, options: argparse.Namespace) -> None:
 
 
 @contextmanager
-def _running(arguments: Arguments, host: str, port: int, logs: str) -> "Iterator[DeploymentHandle[Any]]":
+def _running(
+    arguments: Arguments, drain_seconds: float, host: str, port: int, logs: str
+) -> "Iterator[DeploymentHandle[Any]]":
     """The application, until the end of the block, and until what it has accepted is answered."""
     from ray import serve
 
@@ -212,13 +219,27 @@ def _running(arguments: Arguments, host: str, port: int, logs: str) -> "Iterator
     try:
         with unwrapped():
             try:
-                yield serve.run(application(arguments), name=APPLICATION, logging_config=logging_config)
+                handle = serve.run(application(arguments), name=APPLICATION, logging_config=logging_config)
             except RuntimeError as error:
                 raise ClusterError(f"the model could not be loaded: {_last_line(error)}") from error
-        serve.delete(APPLICATION)
+            yield handle
+        serve.delete(APPLICATION, _blocking=False)  # which would wait for a minute at most, whatever is drained
+        _wait_until_gone(drain_seconds + SPARE_SECONDS)
     finally:
         if os.environ.get("RAY_ADDRESS"):  # a Ray of our own ends anyway, with less noise
             serve.shutdown()
+
+
+def _wait_until_gone(seconds: float) -> None:
+    """Until Ray Serve has ended the application; after that long, a line in the log."""
+    from ray import serve
+
+    deadline = time.monotonic() + seconds
+    while APPLICATION in serve.status().applications:
+        if time.monotonic() >= deadline:
+            logger.warning("the replicas have not ended in %g s; what they had accepted is given up", seconds)
+            return
+        time.sleep(WATCH_SECONDS)
 
 
 @contextmanager

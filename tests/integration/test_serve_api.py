@@ -314,6 +314,9 @@ def test_a_model_that_fails_costs_the_requests_that_ran_and_not_the_server(serve
             with pytest.raises(openai.InternalServerError):
                 text_of(server)
         assert asked(server, "/healthz")[0] == 503
+        metrics = asked(server, "/metrics")[1].decode()
+        assert counted(metrics, "codeparrot_requests_left_total") == 0, "it was the model, not the client"
+        assert counted(metrics, "codeparrot_time_to_first_token_seconds_count") == 2, "of five failures there was none"
 
 
 @pytest.mark.parametrize("log_text", [False, True])

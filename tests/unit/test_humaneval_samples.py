@@ -10,6 +10,7 @@ import pytest
 
 from codeparrot.config import Recipe, load_recipe
 from codeparrot.engine import Engine, EngineSettings
+from codeparrot.errors import ConfigError
 from codeparrot.exported import Pretrained
 from codeparrot.humaneval import Generation, Problem
 from codeparrot.humaneval_samples import HumanEvalSettings, generate
@@ -18,6 +19,7 @@ from codeparrot.model import export_files
 from codeparrot.storage import LocalStorage
 from codeparrot.vocabulary import Vocabulary
 from ray_jobs import humaneval
+from ray_jobs.pipeline import run_pipeline
 from ray_jobs.stage import run_stage
 from tests.unit.doubles import DyingStorage, Killed
 
@@ -83,6 +85,11 @@ def here(monkeypatch: pytest.MonkeyPatch) -> Callable[[LocalStorage], None]:
     return use
 
 
+@pytest.fixture(autouse=True)
+def outside_of_kubernetes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("KUBERNETES_SERVICE_HOST", raising=False)
+
+
 def done(recipe: Recipe, storage: LocalStorage) -> Manifest:
     return run_stage(humaneval.STAGE, recipe, storage).manifest
 
@@ -132,6 +139,18 @@ def test_other_scoring_makes_nothing_anew_and_other_sampling_all(
     done(warmer, trained)
     assert not set(parts(trained)) & set(before)
     assert len(parts(trained)) == 5
+
+
+def test_no_program_runs_beside_ray_on_kubernetes(recipe: Recipe, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("KUBERNETES_SERVICE_HOST", "10.0.0.1")
+    assert humaneval.plan(recipe)[1] == PROBLEMS  # whose score is null
+    with pytest.raises(ConfigError, match=r"humaneval\.score: must be null on Kubernetes"):
+        humaneval.plan(recipe.model_copy(update={"humaneval": None}))
+    asked = recipe.model_copy(update={"humaneval": HumanEvalSettings()})
+    storage = LocalStorage(recipe.storage.uri)
+    with pytest.raises(ConfigError, match="null on Kubernetes"):
+        run_pipeline(asked, storage)
+    assert not list(storage.list("")), "said before anything is made"
 
 
 def test_tasks_fill_batches_and_keep_all_workers_busy() -> None:

