@@ -3,7 +3,8 @@
 Stages collect, curate (near duplicates included) and pack are commands, each with a Ray of its own, over the installed
 packages in shards of 8 MB. Measured is the greatest sum, over all processes of a command, of the memory that is
 theirs (proportional set size, smaps of proc(5)), read five times a second; the peer is a tenth of the input.
-What grows is what the driver knows of every document: columns of about 75 bytes, and 17 while near duplicates are looked for.
+What grows is what the driver knows of every document: columns of about 75 bytes, and 17 while near
+duplicates are looked for.
 """
 
 import contextlib

@@ -3,8 +3,8 @@
 The band keys of documents, 200 bytes each by default, are in the store (`ray_jobs.near_index`) and never in the memory
 of the driver. A task reads those of some bands, or of a range of the keys of one, and writes which documents have
 equal ones; the driver joins that, part by part, into a forest: 8 bytes for each document, and while it looks for the
-groups 8 more, and some 200 for each of the documents that are in one. Other tasks read the texts of groups and compare them. What
-earlier corpora kept is not signed again.
+groups 8 more, and some 200 for each of the documents that are in one. Other tasks read the texts of groups and compare
+them. What earlier corpora kept is not signed again.
 """
 
 import logging
