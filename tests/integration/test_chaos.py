@@ -279,23 +279,32 @@ def test_of_two_drivers_with_one_run_name_one_wins_and_the_other_says_so(
     assert result(trainee) == undisturbed
 
 
+def train_alone(machine: Machine) -> tuple[str, dict[str, str]]:
+    """(output, hashes of weights and moments at the end) of one process of `codeparrot.launch`, which needs no Ray."""
+    command = [sys.executable, "-m", "codeparrot.launch", "--config", str(machine.write_recipe())]
+    with machine.storage() as storage, local_store.running(machine.state / "store", "codeparrot") as store:
+        process = Process(command, {**store.environment(), "CODEPARROT_CACHE": str(machine.folder / "cache")})
+        assert process.wait() == SUCCESS, process.output
+        last = load_manifest(storage, f"runs/micro/checkpoints/step-{NUM_STEPS:08d}")
+        assert last is not None
+        return process.output, {file.name: file.sha256 for file in last.files if "safetensors" in file.name}
+
+
+@pytest.fixture(scope="module")
+def trained_alone(tmp_path_factory: pytest.TempPathFactory, packed: Path) -> tuple[Path, dict[str, str]]:
+    """(the store of a machine on which one process has trained, what it has learned)."""
+    machine = ready(tmp_path_factory.mktemp("alone"), packed)
+    _, weights = train_alone(machine)
+    return machine.state / "store", weights
+
+
 @pytest.mark.parametrize("damage", ["truncated", "flipped", "without a manifest"])
 def test_a_damaged_newest_checkpoint_costs_the_steps_since_the_one_before(
-    trainee: Machine, undisturbed: Trained, damage: str
+    machine: Machine, trained_alone: tuple[Path, dict[str, str]], damage: str
 ) -> None:
-    """One process of `codeparrot.launch`, which needs no Ray; two runs of the same kind are compared."""
-    with trainee.storage() as storage, local_store.running(trainee.state / "store", "codeparrot") as store:
-        environment = {**store.environment(), "CODEPARROT_CACHE": str(trainee.folder / "cache")}
-        command = [sys.executable, "-m", "codeparrot.launch", "--config", str(trainee.write_recipe())]
-
-        def train() -> tuple[str, dict[str, str]]:
-            process = Process(command, environment)
-            assert process.wait() == SUCCESS, process.output
-            last = load_manifest(storage, f"runs/micro/checkpoints/step-{NUM_STEPS:08d}")
-            assert last is not None
-            return process.output, {file.name: file.sha256 for file in last.files if "safetensors" in file.name}
-
-        _, weights = train()
+    folder, weights = trained_alone
+    damaged = ready(machine.folder / "damaged", folder)
+    with damaged.storage() as storage:
         newest = f"runs/micro/checkpoints/step-{NUM_STEPS:08d}/manifest.json"
         model = next(path for path, _ in storage.list("runs/micro/checkpoints") if f"{NUM_STEPS:08d}/data" in path)
         data = storage.read(model)
@@ -306,10 +315,10 @@ def test_a_damaged_newest_checkpoint_costs_the_steps_since_the_one_before(
         else:
             storage.delete([newest])
         steps = {int(path.partition("step-")[2][:8]) for path, _ in storage.list("runs/micro/checkpoints")}
-        output, again = train()
-        assert f"kind=resumed step={max(steps - {NUM_STEPS})}" in output
-        assert again == weights
-        assert damage == "without a manifest" or f"checkpoint of step {NUM_STEPS} is damaged" in output
+    output, again = train_alone(damaged)
+    assert f"kind=resumed step={max(steps - {NUM_STEPS})}" in output
+    assert again == weights
+    assert damage == "without a manifest" or f"checkpoint of step {NUM_STEPS} is damaged" in output
 
 
 def test_stopped_by_a_signal_it_continues_at_the_same_step_with_fewer_workers_and_with_more(
