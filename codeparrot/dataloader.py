@@ -173,10 +173,6 @@ class PackedRows:
         except OSError as error:
             logger.warning("cannot delete shards in %s: %s", self._cache, error.strerror)
 
-    def shard(self, index: int) -> npt.NDArray[Any]:
-        """A whole packed shard: shape (rows, max_seq_len)."""
-        return self._shard(index)
-
     def _shard(self, index: int) -> npt.NDArray[Any]:
         found = self._open.get(index)
         if found is None:

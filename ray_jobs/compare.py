@@ -40,7 +40,7 @@ from ray_jobs.evaluate_texts import Text, sampled_texts
 from ray_jobs.interrupt import interruptible
 from ray_jobs.progress import configure_logging
 from ray_jobs.runs import print_table
-from ray_jobs.stage import reported, state_folder
+from ray_jobs.stage import add_overrides, reported, state_folder
 
 NAME = "ray_jobs.compare"
 PAGE, FIGURES = "comparison.html", "comparison.json"
@@ -77,14 +77,7 @@ def parse(name: str, arguments: Sequence[str] | None = None) -> argparse.Namespa
     parser.add_argument(
         "--config", metavar="FILE", help="the recipe whose store knows the runs, and whose prompts are taken"
     )
-    parser.add_argument(
-        "--set",
-        action="append",
-        default=[],
-        metavar="KEY.PATH=VALUE",
-        dest="overrides",
-        help="override one setting of that recipe; repeatable",
-    )
+    add_overrides(parser)
     parser.add_argument("--prompts", metavar="FILE", help="a prompt on each line (\\n: a line feed), or JSON lines")
     parser.add_argument("--data", action="append", default=[], metavar="WHERE", help="text to predict; repeatable")
     parser.add_argument("--to", metavar="FOLDER", help="where the page goes")

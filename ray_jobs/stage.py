@@ -201,6 +201,14 @@ def shared_options(name: str) -> argparse.ArgumentParser:
     """The parser of that command line."""
     parser = argparse.ArgumentParser(prog=f"python -m {name}", description=f"One stage: {name}.", allow_abbrev=False)
     parser.add_argument("--config", required=True, metavar="FILE", help="the recipe, a YAML file")
+    add_overrides(parser)
+    parser.add_argument("--dry-run", action="store_true", help="print the resolved recipe and stop")
+    parser.add_argument("--debug", action="store_true", help="show tracebacks")
+    return parser
+
+
+def add_overrides(parser: argparse.ArgumentParser) -> None:
+    """The option `--set`."""
     parser.add_argument(
         "--set",
         action="append",
@@ -209,9 +217,6 @@ def shared_options(name: str) -> argparse.ArgumentParser:
         dest="overrides",
         help="override one setting of the recipe, for example train.max_steps=100; repeatable",
     )
-    parser.add_argument("--dry-run", action="store_true", help="print the resolved recipe and stop")
-    parser.add_argument("--debug", action="store_true", help="show tracebacks")
-    return parser
 
 
 def guarded(options: argparse.Namespace, action: Callable[[Recipe], object]) -> int:
