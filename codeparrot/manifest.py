@@ -1,11 +1,12 @@
 """What a stage leaves behind: files, and last of all the manifest that makes them count.
 
     raw/manifest.json                       the one object that readers look at; replaced at once
-    raw/data/1f0c2a9e4b7d-83ad91/...        the files it names; the folder is new for every attempt
+    raw/data/1f0c2a9e4b7d-83ad91/...        the files it names; the folder belongs to one attempt
 
 An attempt writes its files into a folder of its own and then replaces `manifest.json`, so that a stage killed
-at any point leaves the previous output valid, and two attempts can never mix their files. What the manifest
-does not name is rubbish and is deleted by the next attempt.
+at any point leaves the previous output valid, and attempts at different outputs can never mix their files. What the
+manifest does not name is rubbish and is deleted by the next attempt, but for what a killed attempt at the same output
+has kept as results: the next one goes on in its folder.
 
 A stage is up to date when its fingerprint is the one in the manifest: its settings, its code, and the *content*
 of its inputs (not when or where they were written), so work that comes out the same is not repeated downstream.
@@ -23,6 +24,8 @@ from codeparrot.storage import Storage, sha256_hex
 
 MANIFEST = "manifest.json"
 DATA = "data"
+RESULTS = "results"
+"""In the folder of an attempt: what its tasks have told, so that none is done again after a kill."""
 FORMAT = 1
 ABOUT = ("card.html", "card.md")
 """Files that tell of an output and are no part of it: other words make nothing downstream anew."""
@@ -175,12 +178,25 @@ class Attempt:
         """Write one file of the output."""
         return write_file(self.storage, self.folder, name, data)
 
-    def clear(self, committed: Manifest | None) -> None:
-        """Delete what dead attempts left: everything that the committed manifest does not name."""
+    def take_up(self, committed: Manifest | None) -> None:
+        """Go on where a dead attempt at the same output has kept results, and delete what others left."""
+        paths = [path for path, _ in self.storage.list(f"{self.prefix}/{DATA}/{self.fingerprint[:12]}-")]
+        folders = {path.split(f"/{RESULTS}/")[0] for path in paths if f"/{RESULTS}/" in path}
+        if committed is not None:
+            folders.discard(committed.folder)
+        self.folder = min(folders, default=self.folder)
+        self.clear(committed, f"{self.folder}/")
+
+    def forget(self) -> None:
+        """Delete the results that were kept: they tell of files that may be gone."""
+        self.storage.delete([path for path, _ in self.storage.list(f"{self.folder}/{RESULTS}/")])
+
+    def clear(self, committed: Manifest | None, folder: str | None = None) -> None:
+        """Delete what dead attempts left: all but this folder and what the committed manifest names."""
         keep = {f"{committed.folder}/{file.name}" for file in committed.files} if committed else set()
         self.storage.sweep(f"{self.prefix}/{DATA}/")
         paths = [path for path, _ in self.storage.list(f"{self.prefix}/{DATA}/")]
-        self.storage.delete([path for path in paths if path not in keep])
+        self.storage.delete([path for path in paths if path not in keep and not (folder and path.startswith(folder))])
 
     def commit(self, files: Iterable[File], counts: Mapping[str, Any]) -> Manifest:
         """Make the output valid by replacing the manifest, then delete the output it replaces.

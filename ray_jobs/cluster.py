@@ -16,11 +16,13 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
 from codeparrot.errors import ClusterError, CodeParrotError
 from ray_jobs.interrupt import check, keeping_handlers
+from ray_jobs.kept import Kept
 from ray_jobs.progress import progress
 
 logger = logging.getLogger(__name__)
@@ -183,20 +185,25 @@ def spread(
     *,
     workers: int | None = None,
     resources: Mapping[str, float] | None = None,
+    kept: Kept | None = None,
 ) -> list[Result]:
     """`[work(item) for item in items]`, in this order, by Ray Data on all of the cluster.
 
     `work` must be a module's function (or a partial of one); it and its results must be picklable and small. At most
     `workers` tasks run at once; Ray reuses their processes, so what a process caches in a module serves the next task
-    too. An error of ours in a task is raised here as itself.
+    too. An error of ours in a task is raised here as itself. With `kept`, results stay in the store, and those that are
+    there from before are taken: the items must be the same ones again.
     """
-    if not items:
-        return []
+    results: dict[int, Result] = kept.read(stage) if kept is not None else {}
+    if results:
+        logger.info("%-16s %d of %d %s are done already", stage, len(results), len(items), unit)
+    rows = [{"index": index, "item": pickle.dumps(item)} for index, item in enumerate(items) if index not in results]
+    if not rows:
+        return [results[index] for index in range(len(items))]
     connect()
     import ray
 
-    rows = [{"index": index, "item": pickle.dumps(item)} for index, item in enumerate(items)]
-    results: dict[int, Result] = {}
+    keep = partial(kept.write, stage) if kept is not None else None
     options: dict[str, Any] = {}
     needed = dict(resources or {"CPU": 1})
     require_room(1, needed, SPREAD_PLACEMENT_SECONDS, "lower resources_per_worker of this stage")
@@ -207,7 +214,7 @@ def spread(
         options["resources"] = needed
     with unwrapped(), progress(stage, len(items), unit) as advance:
         dataset = ray.data.from_items(rows, override_num_blocks=len(rows))
-        done = dataset.map(_apply, fn_kwargs={"work": work}, concurrency=workers, **options)
+        done = dataset.map(_apply, fn_kwargs={"work": work, "keep": keep}, concurrency=workers, **options)
         for row in done.iter_rows():
             for warning in row["warnings"]:
                 warn_once(warning)
@@ -220,11 +227,13 @@ def spread(
     return [results[index] for index in range(len(items))]
 
 
-def _apply(row: dict[str, Any], work: Callable[[Any], Any]) -> dict[str, Any]:
+def _apply(row: dict[str, Any], work: Callable[[Any], Any], keep: Callable[[int, Any], None] | None) -> dict[str, Any]:
     warnings: list[str] = []
     with warnings_to(warnings.append):
         try:
             result = work(pickle.loads(row["item"]))  # noqa: S301 - made by spread
+            if keep is not None:
+                keep(row["index"], result)
         except CodeParrotError as error:  # as a value, since Ray Data would lose it among errors of its own
             result = error
     return {"index": row["index"], "result": pickle.dumps(result), "warnings": warnings}

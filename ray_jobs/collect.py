@@ -36,7 +36,7 @@ def run(work: Work) -> Output:
         folder=work.attempt.folder,
         max_file_bytes=work.recipe.collect.max_file_bytes,
     )
-    results = spread("collect", list(enumerate(groups)), read_shard)
+    results = spread("collect", list(enumerate(groups)), read_shard, kept=work.kept)
     total = Tally()
     for _, tally in results:
         total.add(tally)

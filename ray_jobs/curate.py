@@ -47,7 +47,7 @@ def run(work: Work) -> Output:
     names, uri, folder = raw.names("part-"), work.storage.uri, work.attempt.folder
     asked = {"raw": raw, "problems": work.plan.problems}
     judge = partial(judge_shard, uri=uri, folder=folder, settings=settings, seed=seed, **asked)
-    judged = spread("curate: judge", names, judge)
+    judged = spread("curate: judge", names, judge, kept=work.kept)
     verdicts = Verdicts(judged)
     as_judged = [shard.file for shard in judged if shard.file is not None]
     documents = work.attempt.manifest(as_judged, {}) if as_judged else raw
@@ -57,7 +57,7 @@ def run(work: Work) -> Output:
     parts = zip(names, *map(verdicts.by_shard, (verdicts.reasons, is_held_out)), strict=True)
     placements = [Placement(name, index, *arrays) for index, (name, *arrays) in enumerate(parts)]
     place = partial(write_shard, uri=uri, folder=folder, documents=documents, settings=settings, seed=seed)
-    written = spread("curate: write", placements, place)
+    written = spread("curate: write", placements, place, kept=work.kept)
     files, counts, samples = _gather(work, written)
     if settings.redact is not None:
         counts["redacted"] = _redacted(verdicts)
@@ -135,6 +135,7 @@ def _duplicates(work: Work, names: list[str], verdicts: Verdicts, documents: Man
         against=work.plan.against,
         settings=settings.near_dedup,
         folder=folder,
+        results=work.kept,
     )
     reasons[[removal.index for removal in near]] = NEAR_DUPLICATE
     return Duplicates(exact, near, counts)

@@ -23,6 +23,7 @@ from codeparrot.near_dedup import NearDedupSettings, Removal, groups, join, link
 from codeparrot.shingles import Hashes, Indices, distinct, shingles
 from codeparrot.storage import Storage, open_storage
 from ray_jobs.cluster import spread
+from ray_jobs.kept import Kept
 from ray_jobs.near_index import Corpus, Shard, shards_of
 
 logger = logging.getLogger(__name__)
@@ -91,11 +92,13 @@ def find(
     against: Sequence[Corpus],
     settings: NearDedupSettings,
     folder: str,
+    results: Kept | None = None,
 ) -> tuple[list[Near], dict[str, Any]]:
     """Which of the `candidates` go, and counts for the manifest. Documents are numbered in the order of `shards`.
 
     Of near duplicates, one of an earlier corpus (`against`) stays, else the one with the smallest `preference[i]`.
-    `ids[i]` is the id of document i. Nothing that is written to `folder`, in the store of `corpus`, is needed later.
+    `ids[i]` is the id of document i. Nothing that is written to `folder`, in the store of `corpus`, is needed later;
+    what tasks tell is kept in `results`.
     """
     shown = sorted({*SHOWN_SIMILARITIES, settings.threshold})
     curve = "  ".join(f"{100 * settings.catch_probability(similarity):.1f} % at {similarity}" for similarity in shown)
@@ -106,13 +109,13 @@ def find(
     takes_part[: len(ids)] = False
     takes_part[candidates] = True
     found = []
-    for group in groups(_forest(everything, corpora, settings, folder)):
+    for group in groups(_forest(everything, corpora, settings, folder, results)):
         members = group[takes_part[group]].tolist()
         if len(members) > 1 and members[0] < len(ids):
             found.append(sorted(members, key=lambda i: (1, preference[i]) if i < len(ids) else (0, i)))
     _warn_of_giants(found, ids)
     compare = partial(_compare, corpora=corpora, settings=settings)
-    compared = spread("curate: near", _batches(found, everything, len(ids)), compare, "batches")
+    compared = spread("curate: near", _batches(found, everything, len(ids)), compare, "batches", kept=results)
     num_crowded = sum(number for _, number in compared)
     if num_crowded:
         logger.warning(
@@ -166,12 +169,14 @@ class Documents:
         return Candidate(index, self.shards[place], index - self.starts[place], stays)
 
 
-def _forest(documents: Documents, corpora: Sequence[Corpus], settings: NearDedupSettings, folder: str) -> Indices:
+def _forest(
+    documents: Documents, corpora: Sequence[Corpus], settings: NearDedupSettings, folder: str, results: Kept | None
+) -> Indices:
     """The documents that equal keys connect, as `codeparrot.near_dedup.join` makes it."""
     parents = np.arange(documents.num_documents)
     parts = _parts(documents.num_documents, settings.num_bands)
     link = partial(_link, documents=documents, uris=[corpus.uri for corpus in corpora], folder=folder)
-    spread("curate: link", parts, link, "parts")
+    spread("curate: link", parts, link, "parts", kept=results)
     storage = open_storage(corpora[0].uri)
     for part in parts:
         join(parents, *np.frombuffer(storage.read(_links_path(folder, part)), "<i8").reshape(2, -1))

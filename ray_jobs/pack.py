@@ -44,7 +44,7 @@ def run(work: Work) -> Output:
         newlines=encoder.token_newlines(),
     )
     write = partial(write_rows, uri=work.storage.uri, folder=work.attempt.folder, rows=rows)
-    written = spread("pack: write", targets, write)
+    written = spread("pack: write", targets, write, kept=work.kept)
     files = [file for each in written for file in each.files]
     ledgers, held = {}, {}
     for split in SPLITS:
@@ -87,7 +87,7 @@ def _encode(work: Work, tokenizer_json: str) -> dict[str, list[Encoded]]:
         forgotten=work.plan,
     )
     names = [name for split in SPLITS for name in curated.names(f"{split}/")]
-    encoded = dict(zip(names, spread("pack: encode", names, encode), strict=True))
+    encoded = dict(zip(names, spread("pack: encode", names, encode, kept=work.kept), strict=True))
     return {split: [encoded[name] for name in curated.names(f"{split}/")] for split in SPLITS}
 
 

@@ -32,6 +32,7 @@ from codeparrot.manifest import (
 from codeparrot.storage import Storage, open_storage
 from ray_jobs.cluster import ray_session
 from ray_jobs.interrupt import check, interruptible
+from ray_jobs.kept import Kept
 from ray_jobs.progress import configure_logging, duration
 from ray_jobs.status import announced, status
 
@@ -71,6 +72,11 @@ class Work:
     """What the stage's `plan` returned."""
     lease: Lease
     """Held for as long as the stage runs."""
+
+    @property
+    def kept(self) -> Kept:
+        """Where the results of its tasks outlive a kill."""
+        return Kept(self.storage.uri, self.attempt.folder)
 
 
 Output = tuple[Sequence[File], Mapping[str, Any]]
@@ -133,11 +139,15 @@ def run_stage(stage: Stage, recipe: Recipe, storage: Storage) -> Outcome:
     if committed is None or found == "done":
         with holding(storage, prefix) as lease:
             _announce(attempt, committed, missing)
-            attempt.clear(load_manifest(storage, prefix))  # anew: another run may have committed until now
-            files, counts = stage.run(Work(recipe, storage, attempt, inputs, plan, lease))
-            check()
-            lease.renew()
-            committed = attempt.commit(files, counts)
+            attempt.take_up(load_manifest(storage, prefix))  # anew: another run may have committed until now
+            try:
+                files, counts = stage.run(Work(recipe, storage, attempt, inputs, plan, lease))
+                check()
+                lease.renew()
+                committed = attempt.commit(files, counts)
+            except (errors.ManifestError, errors.ObjectNotFound):
+                attempt.forget()
+                raise
     seconds = time.monotonic() - began
     outcome = Outcome(stage.name, found, seconds, committed, stage.summary(committed))
     came, went = outcome.summary

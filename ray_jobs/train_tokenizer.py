@@ -39,17 +39,17 @@ def run(work: Work) -> Output:
     source = Source(work.storage.uri, curated, share, work.recipe.seed)
     names = curated.names("train/")
     if min(size, settings.max_training_bytes) > settings.max_bytes_in_memory:
-        counts_of = _counted(names, source, f"{work.attempt.folder}/words")
+        counts_of = _counted(names, source, work)
         learn = partial(_learn, uri=source.uri, vocab_size=settings.vocab_size)
-        tokenizer_json = spread("train_tokenizer: learn", [counts_of], learn, unit="tokenizers")[0]
+        tokenizer_json = spread("train_tokenizer: learn", [counts_of], learn, unit="tokenizers", kept=work.kept)[0]
     else:
         train = partial(_train, source=source, vocab_size=settings.vocab_size)
-        tokenizer_json = spread("train_tokenizer", [names], train, unit="tokenizers")[0]
+        tokenizer_json = spread("train_tokenizer", [names], train, unit="tokenizers", kept=work.kept)[0]
     named = tokenizer_files(tokenizer_json, work.recipe.pack.max_seq_len)
     files = [work.attempt.write(name, data) for name, data in named.items()]
     count = partial(_count_tokens, uri=work.storage.uri, curated=curated, tokenizer_json=tokenizer_json)
     totals: Counter[str] = Counter()
-    for counts in spread("train_tokenizer: report", curated.names("validation/"), count):
+    for counts in spread("train_tokenizer: report", curated.names("validation/"), count, kept=work.kept):
         totals.update(counts)
     report = describe(tokenizer_json) | {
         "characters_per_token": totals["characters"] / totals["tokens"],
@@ -82,9 +82,11 @@ def _train(names: Sequence[str], *, source: Source, vocab_size: int) -> str:
     return train_tokenizer([text for name in names for text in source.texts(name)], vocab_size)
 
 
-def _counted(names: Sequence[str], source: Source, folder: str) -> str:
+def _counted(names: Sequence[str], source: Source, work: Work) -> str:
     """Where the counts of all shards lie."""
-    paths = spread("train_tokenizer: count", list(enumerate(names)), partial(_count, source=source, folder=folder))
+    folder = f"{work.attempt.folder}/words"
+    count = partial(_count, source=source, folder=folder)
+    paths = spread("train_tokenizer: count", list(enumerate(names)), count, kept=work.kept)
     level = 0
     while len(paths) > 1:
         level += 1

@@ -13,7 +13,7 @@ import yaml
 from codeparrot.local_store import LocalStore
 from codeparrot.manifest import load_manifest
 from codeparrot.s3 import S3Storage
-from tests.integration.conftest import RAY, ROOT, Cluster, micro_recipe, ray_cluster
+from tests.integration.conftest import RAY, ROOT, Cluster, micro_recipe, ray_cluster, wait_until
 
 FAILED = 1
 
@@ -170,3 +170,43 @@ def test_prometheus_can_ask_how_a_run_goes(cluster: Cluster) -> None:
     assert value("num_restarts") == 1
     assert value("lost_work_seconds") == 2.0
     assert value("recovery_seconds") >= 0
+
+
+CONTINUED = """
+import sys
+import time
+from functools import partial
+from pathlib import Path
+from codeparrot.storage import open_storage
+from ray_jobs.cluster import ray_session, spread
+from ray_jobs.kept import Kept
+
+folder, uri = Path(sys.argv[1]), sys.argv[2]
+
+def work(number, folder=folder):
+    with (folder / f"done-{number}").open("a") as done:
+        done.write("once ")
+    while number >= 3 and not (folder / "go-on").exists():
+        time.sleep(0.1)
+    return number * number
+
+with ray_session():
+    print(spread("squares", list(range(5)), work, kept=Kept(uri, "out/data/attempt")))
+"""
+
+
+def test_a_killed_driver_continues_from_the_tasks_that_are_done(
+    cluster: Cluster, recipe: Path, s3: LocalStore, tmp_path: Path
+) -> None:
+    uri = yaml.safe_load(recipe.read_text())["storage"]["uri"]
+    command = [sys.executable, "-c", CONTINUED, str(tmp_path), uri]
+    environment = {**os.environ, "RAY_ADDRESS": cluster.gcs, **cluster.environment()}
+    storage = S3Storage(uri, "codeparrot", recipe.parent.name)
+    with subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, text=True) as first:
+        kept = "out/data/attempt/results/squares/"
+        wait_until(lambda: len(list(storage.list(kept))) == 3, "the first three results")
+        first.kill()
+    (tmp_path / "go-on").touch()
+    done = run(command, RAY_ADDRESS=cluster.gcs, **cluster.environment())
+    assert "[0, 1, 4, 9, 16]" in done.stdout, done.stdout + done.stderr
+    assert [(tmp_path / f"done-{number}").read_text() for number in range(3)] == ["once "] * 3

@@ -55,7 +55,7 @@ def pack_all(storage: Storage, settings: Recipe) -> Manifest:
         return work.attempt.commit(*pack.run(work))
 
 
-def backwards(stage: str, items: Sequence[Any], work: Callable[[Any], Any]) -> list[Any]:
+def backwards(stage: str, items: Sequence[Any], work: Callable[[Any], Any], kept: Any = None) -> list[Any]:
     """The tasks that Ray would run side by side, the last one first."""
     return [work(item) for item in reversed(items)][::-1]
 

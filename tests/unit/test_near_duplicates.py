@@ -26,7 +26,7 @@ def here(monkeypatch: pytest.MonkeyPatch) -> random.Random:
     """The tasks of Ray run in this process, in an order that is other every time."""
     chance = random.Random(1)
 
-    def spread(stage: str, items: Sequence[Any], work: Callable[[Any], Any], unit: str = "shards") -> list[Any]:
+    def spread(stage: str, items: Sequence[Any], work: Callable[[Any], Any], unit: str = "", **_: Any) -> list[Any]:
         order = list(range(len(items)))
         chance.shuffle(order)
         done = {place: work(items[place]) for place in order}
@@ -132,7 +132,7 @@ def test_the_forest_connects_what_equal_keys_connect(storage: LocalStorage, monk
     _, where = stored(storage, [], 1, "raw")
     for size, part_keys in ((3000, 10**6), (400, 900), (7, 5000)):
         monkeypatch.setattr(near_duplicates, "PART_KEYS", part_keys)
-        forest = near_duplicates._forest(signed(storage, keys, size), [where], SETTINGS_OF_THREE, "attempt")
+        forest = near_duplicates._forest(signed(storage, keys, size), [where], SETTINGS_OF_THREE, "attempt", None)
         assert [group.tolist() for group in groups(forest)] == expected
 
 
@@ -154,12 +154,12 @@ def test_the_index_takes_at_most_200_bytes_per_document_and_the_driver_holds_a_f
     _, where = stored(storage, [], 1, "raw")
 
     parts = near_duplicates._parts(num_documents, 25)
-    monkeypatch.setattr(near_duplicates, "spread", lambda *_: None)  # the tasks have memory of their own
+    monkeypatch.setattr(near_duplicates, "spread", lambda *_, **__: None)  # the tasks have memory of their own
     for part in parts:
         near_duplicates._link(part, documents=documents, uris=[storage.uri], folder="attempt")
     tracemalloc.start()
     try:
-        connected = groups(near_duplicates._forest(documents, [where], NearDedupSettings(), "attempt"))
+        connected = groups(near_duplicates._forest(documents, [where], NearDedupSettings(), "attempt", None))
         peak = tracemalloc.get_traced_memory()[1] / num_documents
     finally:
         tracemalloc.stop()

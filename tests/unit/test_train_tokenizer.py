@@ -48,7 +48,7 @@ def learn(storage: LocalStorage, made: Manifest, *settings: str) -> Manifest:
         return attempt.commit(*train_tokenizer.run(work))
 
 
-def without_ray(stage: str, items: list[object], work: object, unit: str = "") -> list[object]:
+def without_ray(stage: str, items: list[object], work: object, unit: str = "", kept: object = None) -> list[object]:
     return backwards(stage, items, work)  # type: ignore[arg-type]
 
 
