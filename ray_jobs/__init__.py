@@ -6,6 +6,7 @@ The only place that imports ray. In the order of the flow:
     progress          what a person sees while a stage runs
     interrupt         SIGINT and SIGTERM: an orderly end
     status            where a run stands, in a file for who watches from outside
+    kept              results of tasks that outlive the driver
     cluster           Ray itself: connecting, room for workers, work spread with Ray Data
     tally             documents and bytes, kept and rejected
     collect           sources -> raw documents
