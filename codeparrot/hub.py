@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 CARD = "README.md"
 CORE_INPUTS = ("packed", "tokenizer")
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json")
+COUNTED = ("raw", "curated", "tokenizer", "packed", "run", "evaluation", "humaneval")
+"""Nouns whose counts the card shows."""
 DATA_CARD = ("card.md", "card.html")
 EMBEDDINGS, POSITIONS = "transformer.wte.weight", "transformer.wpe.weight"
 
@@ -93,7 +95,7 @@ def _outputs(storage: Storage, run_prefix: str, checkpoint: Checkpoint) -> dict[
         run = load_manifest(storage, run_prefix)
         if run is not None and _same_training(run, checkpoint.manifest):
             found["run"] = run
-            for noun in ("evaluation", "completions"):
+            for noun in ("evaluation", "completions", "humaneval"):
                 made = load_manifest(storage, f"{run_prefix}/{noun}")
                 if _exported_step(run) == checkpoint.step and made and made.inputs.get("run") == run.digest:
                     found[noun] = made
@@ -163,7 +165,7 @@ def render_card(
         completions=_completions(storage, outputs),
         data_card="curated" in outputs and DATA_CARD[0] in outputs["curated"].names(),
         run_seconds=outputs["run"].seconds if "run" in outputs else None,
-        **{noun: _counts(outputs, noun) for noun in ("raw", "curated", "tokenizer", "packed", "run", "evaluation")},
+        **{noun: _counts(outputs, noun) for noun in COUNTED},
     )
 
 

@@ -51,6 +51,19 @@ EVALUATION = {
     "bits_per_byte": 2.345,
     "gzip_bits_per_byte": 1.8,
     "xz_bits_per_byte": 1.5,
+    "intervals": {"unit": "repository", "bits_per_byte": {"low": 2.2, "high": 2.5}},
+    "tasks": {
+        "line": {"num_tasks": 40, "exact_match": 0.25, "edit_similarity": 0.5},
+        "body": {"num_tasks": 30, "exact_match": 0.0, "edit_similarity": 0.3, "parses": 0.9},
+        "ngram": 16,
+        "copied": {"model": {"fraction": 0.125}, "author": {"fraction": 0.02}},
+    },
+}
+HUMANEVAL = {
+    "num_problems": 164,
+    "num_samples": 20,
+    "temperature": 0.8,
+    "pass_at_k": {"1": {"value": 0.03, "low": 0.01, "high": 0.05}},
 }
 
 
@@ -145,6 +158,7 @@ class Store:
         self.output("evaluate", f"runs/{name}/evaluation", {"run": run.digest}, EVALUATION)
         pairs = json.dumps([{"prompt": "def ", "completion": "f():\n```\x1b[31m<script>"}]).encode()
         self.output("generate", f"runs/{name}/completions", {"run": run.digest}, {}, {"completions.json": pairs})
+        self.output("humaneval", f"runs/{name}/humaneval", {"run": run.digest}, HUMANEVAL)
         return export
 
     def call(self, *arguments: str) -> int:
@@ -501,6 +515,11 @@ def test_the_card_has_the_figures_of_the_manifests(store: Store, tmp_path: Path)
         f"| training | step 30 of 30, {batch} rows each: {30 * batch * MAX_SEQ_LEN:,} tokens |",
         "| bits per byte | 2.345 |",
         "| the same text with xz -9 | 1.500 bits per byte |",
+        "other held-out repositories these would lie, at 95 %, between 2.200 and 2.500.",
+        "\n\n| asked to write, of held-out code |",
+        "| the next line | 40 | 25.0 % | 0.500 |  |\n| the body of a function | 30 | 0.0 % | 0.300 | 90.0 % |\n\n",
+        "12.5 % of the tokens stand in runs of 16 or more",
+        "\n\n| HumanEval | value | at 95 % between |\n|---|---|---|\n| pass@1 | 3.0 % | 1.0 % and 5.0 % |\n\n",
         "Collected: 120 documents, 130 kB. After curation: 100 documents, 100 kB.",
         "| train | 90 | 90.0 kB | 2 | 640 | 40 |",
         "| MIT | 100 | 100 kB |",
