@@ -1,7 +1,9 @@
 """What Prometheus can ask of a server: requests, tokens, how long the first one took, what waits.
 
-Figures of one process; of several replicas, Ray's own port has those of each.
+Figures of one process; of several replicas, Ray's own port has those of each (`ray_jobs.telemetry`).
 """
+
+from collections.abc import Iterator, Mapping
 
 import prometheus_client
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
@@ -33,6 +35,12 @@ class ServingMetrics:
         self.duration = Histogram(
             "codeparrot_request_seconds", "From the request to its last token", registry=own, buckets=SLOW_BUCKETS
         )
+
+    def samples(self) -> Iterator[tuple[str, Mapping[str, str], float]]:
+        """(name, labels, value) of each."""
+        for metric in self._registry.collect():
+            for sample in metric.samples:
+                yield sample.name, sample.labels, sample.value
 
     def text(self) -> bytes:
         """All of them, as Prometheus reads them."""

@@ -34,6 +34,7 @@ from ray_jobs.cluster import connect, ray_session, unwrapped
 from ray_jobs.interrupt import SIGNALS
 from ray_jobs.progress import configure_logging
 from ray_jobs.stage import guarded, shared_options, state_folder
+from ray_jobs.telemetry import export_serving
 
 if TYPE_CHECKING:
     import transformers
@@ -72,6 +73,8 @@ class Replica:
     """One loaded model, and its API."""
 
     def __init__(self, arguments: Arguments) -> None:
+        from ray import serve
+
         from codeparrot.serving import CompletionService
         from codeparrot.serving_metrics import ServingMetrics
 
@@ -80,7 +83,9 @@ class Replica:
         recipe = validate(Recipe, arguments.recipe, "the recipe")
         self._loopback = arguments.loopback
         self._keys = ApiKeys(arguments.api_keys) if arguments.api_keys else None
-        self._service = CompletionService(load_served(recipe, arguments.checkpoint), recipe.serve, ServingMetrics())
+        metrics = ServingMetrics()
+        self._service = CompletionService(load_served(recipe, arguments.checkpoint), recipe.serve, metrics)
+        export_serving(metrics, serve.get_replica_context().replica_tag)
 
     def __serve_build_asgi_app__(self) -> "FastAPI":
         from ray_jobs.http_api import build_app

@@ -1,11 +1,17 @@
-"""What Prometheus can ask of a run: gauges, which Ray exports with its own from the driver's node.
+"""What Prometheus can ask of a run, and of replicas that serve: gauges, which Ray exports with its own from each node.
 
 Ray puts `ray_` before every name, so the loss is `ray_codeparrot_loss`, with the run's name as a tag.
 """
 
+import threading
 import time
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from codeparrot.serving_metrics import ServingMetrics
+
+SERVING_INTERVAL_SECONDS = 5.0
 
 GAUGES = {
     "loss": "Mean negative log-likelihood of the last logged step, nats per token",
@@ -63,3 +69,24 @@ class Telemetry:
 
     def _set(self, name: str, value: float) -> None:
         self._gauges[name].set(float(value))
+
+
+def export_serving(metrics: "ServingMetrics", replica: str, interval_seconds: float = SERVING_INTERVAL_SECONDS) -> None:
+    """Keep Ray's figures of a replica those of its server, for as long as the process lives.
+
+    All are gauges there, counters and buckets too, so that no request waits for Ray; Prometheus computes the same
+    rates and quantiles from them.
+    """
+    from ray.util.metrics import Gauge
+
+    gauges: dict[str, Gauge] = {}
+
+    def copy() -> None:
+        while True:
+            for name, labels, value in metrics.samples():
+                if name not in gauges:
+                    gauges[name] = Gauge(name, tag_keys=("replica", *labels))
+                gauges[name].set(value, tags={"replica": replica, **labels})
+            time.sleep(interval_seconds)
+
+    threading.Thread(target=copy, name="telemetry", daemon=True).start()

@@ -172,6 +172,47 @@ def test_prometheus_can_ask_how_a_run_goes(cluster: Cluster) -> None:
     assert value("recovery_seconds") >= 0
 
 
+SCRAPE_SERVING = """
+import time, urllib.request
+import ray
+from codeparrot.serving_metrics import ServingMetrics
+from ray_jobs.cluster import connect, ray_session
+from ray_jobs.telemetry import export_serving
+
+with ray_session():
+    connect()
+    for replica in ("one", "two"):
+        metrics = ServingMetrics()
+        export_serving(metrics, replica, interval_seconds=0.2)
+        for _ in range(3 if replica == "one" else 4):
+            metrics.requests.labels("200").inc()
+        metrics.first_token.observe(0.3)
+    (node,) = ray.nodes()
+    address = f"http://127.0.0.1:{node['MetricsExportPort']}/metrics"
+    deadline = time.monotonic() + 60
+    lines = []
+    while sum('ray_codeparrot_requests_total{' in line for line in lines) < 2 and time.monotonic() < deadline:
+        time.sleep(1)
+        lines = urllib.request.urlopen(address).read().decode().splitlines()
+    print("\\n".join(line for line in lines if "codeparrot_" in line))
+"""
+
+
+def test_prometheus_can_ask_each_replica_by_rays_own_port(cluster: Cluster) -> None:
+    done = run([sys.executable, "-c", SCRAPE_SERVING], RAY_ADDRESS=cluster.gcs, **cluster.environment())
+    assert done.returncode == 0, done.stdout + done.stderr
+
+    def value(name: str, *labels: str) -> float:
+        lines = [line for line in done.stdout.splitlines() if line.startswith(f"ray_codeparrot_{name}{{")]
+        (line,) = [line for line in lines if all(label in line for label in labels)]
+        return float(line.rpartition(" ")[2])
+
+    assert value("requests_total", 'replica="one"', 'status="200"') == 3
+    assert value("requests_total", 'replica="two"', 'status="200"') == 4
+    assert value("time_to_first_token_seconds_bucket", 'replica="one"', 'le="0.25"') == 0
+    assert value("time_to_first_token_seconds_bucket", 'replica="one"', 'le="0.5"') == 1
+
+
 CONTINUED = """
 import sys
 import time
