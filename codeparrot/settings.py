@@ -3,7 +3,7 @@
 Each settings class stands beside the code that uses it; `config.py` composes them into a recipe.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, TypeVar
 
 from pydantic import BaseModel, ConfigDict, NonNegativeFloat, ValidationError
@@ -30,12 +30,33 @@ def validate(model: type[T], values: Mapping[str, Any], where: str) -> T:
     Raises ConfigError with all problems at once, one line each, as `train.learning_rate: message, got value`.
     """
     try:
-        return model.model_validate(values)
+        made = model.model_validate(values)
+        problems = [f"{path}: should be a number, got {value}" for path, value in _flags(values, made, "")]
     except ValidationError as error:
         found = error.errors()
         problems = [_problem(problem) for problem in found if not _follows(problem, found)]
+    if problems:
         count = "1 problem" if len(problems) == 1 else f"{len(problems)} problems"
-        raise ConfigError("\n  ".join([f"{where}: {count}", *problems])) from None
+        raise ConfigError("\n  ".join([f"{where}: {count}", *problems]))
+    return made
+
+
+def _flags(value: Any, made: Any, path: str) -> Iterator[tuple[str, bool]]:
+    """Where true or false was taken for 1 or 0, which is a slip."""
+    if isinstance(value, bool) and not isinstance(made, bool):
+        yield path, value
+    elif isinstance(value, Mapping):
+        for key, part in value.items():
+            yield from _flags(
+                part, made.get(key) if isinstance(made, Mapping) else getattr(made, key), _below(path, key)
+            )
+    elif isinstance(value, (list, tuple)):
+        for index, part in enumerate(value):
+            yield from _flags(part, made[index], _below(path, index))
+
+
+def _below(path: str, key: object) -> str:
+    return f"{path}.{key}" if path else str(key)
 
 
 def _follows(problem: Any, others: Sequence[Any]) -> bool:

@@ -100,3 +100,28 @@ def test_settings_cannot_be_changed() -> None:
     settings = validate(Outer, {"train": {"learning_rate": 0.1}}, "run.yaml")
     with pytest.raises(ValidationError):
         settings.name = "y"  # type: ignore[misc]
+
+
+class Flags(Settings):
+    size: int | None = None
+    share: float = 0.5
+    is_on: bool | None = None
+    weights: dict[str, int] = {}
+
+
+class ManyFlags(Settings):
+    parts: tuple[Flags, ...] = ()
+
+
+def test_true_is_no_number() -> None:
+    wrong = {"size": True, "share": False, "is_on": True, "weights": {"a": 1, "b": True}}
+    with pytest.raises(ConfigError) as caught:
+        validate(ManyFlags, {"parts": [{}, wrong]}, "run.yaml")
+    assert str(caught.value).splitlines() == [
+        "run.yaml: 3 problems",
+        "  parts.1.size: should be a number, got True",
+        "  parts.1.share: should be a number, got False",
+        "  parts.1.weights.b: should be a number, got True",
+    ]
+    assert validate(Flags, {"size": 1, "is_on": True}, "run.yaml") == Flags(size=1, is_on=True)
+    assert validate(Flags, {"size": None, "is_on": False}, "run.yaml").is_on is False
