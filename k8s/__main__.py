@@ -144,10 +144,13 @@ def _score(options: argparse.Namespace) -> int:
 
     tools.require("kubectl")
     completions = score.read(options.completions)
+    problems = score.read(options.problems) if options.problems else None
     api = connect(options.context, options.namespace).api
     chosen = release.find(api, options.release)
     arguments = [f"--{name.replace('_', '-')}" for name in ("allow_missing", "allow_weak") if getattr(options, name)]
-    results, summary = score.score(api, options.context, chosen, completions, arguments, tools.run, SystemClock())
+    results, summary = score.score(
+        api, options.context, chosen, completions, arguments, tools.run, SystemClock(), problems=problems
+    )
     if options.results:
         options.results.write_text(results)
     _say(summary)

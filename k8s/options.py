@@ -55,6 +55,7 @@ def parser() -> argparse.ArgumentParser:
     one.add_argument("--show-token", action="store_true", help="print the token, and not only how to get it")
     one = add("score", "score completions of HumanEval in a pod without network or credentials")
     one.add_argument("completions", type=Path, metavar="FILE", help="JSON lines with task_id and completion")
+    one.add_argument("--problems", type=Path, metavar="FILE", help="JSON lines like HumanEval's, which is the default")
     one.add_argument("--results", type=Path, metavar="FILE", help="write what became of each completion")
     one.add_argument("--release")
     one.add_argument("--allow-missing", action="store_true", help="leave out problems without completions")

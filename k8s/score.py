@@ -9,6 +9,7 @@ import contextlib
 import gzip
 import zlib
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,12 +27,13 @@ from k8s.waiting import Clock, wait_for
 TEMPLATE_KEY = "pod.yaml"
 PLACEHOLDER = "SCORE_NAME"
 CONTAINER = "score"
+PROBLEMS = "/tmp/problems.jsonl"  # noqa: S108 - of the pod, which has it for itself
 START_SECONDS = 900.0
 GZIP = b"\x1f\x8b"
 
 
 def read(path: Path) -> str:
-    """A file of completions, also compressed by gzip. Raises Misuse."""
+    """A file of completions or problems, also compressed by gzip. Raises Misuse."""
     try:
         data = path.read_bytes()
         return (gzip.decompress(data) if data.startswith(GZIP) else data).decode("utf-8")
@@ -49,8 +51,11 @@ def score(
     run: Run,
     clock: Clock,
     make_name: Callable[[str], str] = names.unique,
+    problems: str | None = None,
 ) -> tuple[str, str]:
     """(the result of every completion as JSON lines, pass@k as one JSON object). `arguments`: of codeparrot.score.
+
+    `problems`: JSON lines; None: HumanEval's.
 
     Raises ReleaseError, WaitTimeout (the pod does not start), RunError (the scoring failed), ToolFailed.
     """
@@ -63,14 +68,18 @@ def score(
         command += ["--num-workers", str(_num_cpus(pod)), *arguments]
         chosen = ["--context", context] if context else []
         where = ["--namespace", api.namespace, "exec", "--stdin", f"pod/{name}", "--container", CONTAINER]
-        done = run(
-            ["kubectl", *chosen, *where, "--", *command], text=completions, timeout=pod["spec"]["activeDeadlineSeconds"]
-        )
+        inside = partial(run, timeout=pod["spec"]["activeDeadlineSeconds"])
+        steps = [(["cp", "/dev/stdin", PROBLEMS], problems)] if problems is not None else []
+        steps.append((command + (["--problems", PROBLEMS] if steps else []), completions))
+        for words, text in steps:
+            done = inside(["kubectl", *chosen, *where, "--", *words], text=text)
+            if done.code != 0:
+                raise RunError(f"Pod {api.namespace}/{name}: scoring ended with exit code {done.code}:\n  {done.tail}")
     finally:
         with contextlib.suppress(ClientError):
             api.delete(POD, name)
-    if done.code != 0 or not done.out.strip():
-        raise RunError(f"Pod {api.namespace}/{name}: scoring ended with exit code {done.code}:\n  {done.tail}")
+    if not done.out.strip():
+        raise RunError(f"Pod {api.namespace}/{name}: scoring ended with exit code 0:\n  {done.tail}")
     results, _, summary = done.out.strip().rpartition("\n")
     return f"{results}\n", summary
 

@@ -301,6 +301,7 @@ def test_a_trained_run_is_served_to_those_who_have_a_key(release: Release, undis
 
 
 def test_programs_of_a_model_are_scored_in_a_pod_of_their_own(release: Release) -> None:
+    """HumanEval's, and one of the user's own."""
     problems = read_problems(None)
     right = [(problem, problem.canonical_solution) for problem in problems]
     completions = [*right, (problems[0], "    raise SystemExit\n")]
@@ -315,6 +316,11 @@ def test_programs_of_a_model_are_scored_in_a_pod_of_their_own(release: Release) 
     passed = [json.loads(line)["passed"] for line in results.read_text().splitlines()]
     assert sum(passed) == len(problems)
     assert len(passed) == len(completions)
+    own = {"task_id": "own/1", "prompt": "def f():\n", "entry_point": "f", "canonical_solution": "    return 1\n"}
+    (release.folder / "problems.jsonl").write_text(json.dumps({**own, "test": "def check(f):\n    assert f() == 1\n"}))
+    path.write_text(json.dumps({"task_id": "own/1", "completion": "    return 1\n"}) + "\n")
+    done = release.namespace.k8s("score", str(path), "--problems", str(release.folder / "problems.jsonl"))
+    assert json.loads(done.stdout)["num_passed"] == 1
     assert not release.namespace.pods(component="score")
 
 

@@ -36,10 +36,10 @@ class Scoring:
         self.programs.says("kubectl", answer)
         self.clock.at(5, lambda: self.server.get(POD, "score-1").update(status={"phase": phase}))
 
-    def run(self, *arguments: str) -> tuple[str, str]:
+    def run(self, *arguments: str, problems: str | None = None) -> tuple[str, str]:
         api = self.server.api
-        found = find(api)
-        return score(api, "here", found, "lines\n", arguments, self.programs, self.clock, lambda name: f"{name}-1")
+        where = (api, "here", find(api), "lines\n", arguments, self.programs, self.clock)
+        return score(*where, lambda name: f"{name}-1", problems)
 
     def pods(self) -> list[Object]:
         return self.server.api.select(POD)
@@ -58,6 +58,20 @@ def test_completions_go_in_and_results_come_out() -> None:
         "python -m codeparrot.score - --results - --json --num-workers 2 --allow-missing"
     )
     assert scoring.pods() == []
+
+
+def test_problems_of_ones_own_go_into_the_pod_first() -> None:
+    scoring = Scoring(template())
+    scoring.run(problems="problems\n")
+    assert scoring.programs.texts == ["problems\n", "lines\n"]
+    copied, scored = (command.partition(" -- ")[2] for command in scoring.programs.commands)
+    assert copied == "cp /dev/stdin /tmp/problems.jsonl"
+    assert scored.endswith("--num-workers 2 --problems /tmp/problems.jsonl")
+    failing = Scoring(template(), answer=Done(1, "", "cp: no space left on device"))
+    with pytest.raises(RunError, match="no space left"):
+        failing.run(problems="problems\n")
+    assert len(failing.programs.commands) == 1
+    assert failing.pods() == []
 
 
 @pytest.mark.parametrize("answer", [Done(1, "", "error: no completions of HumanEval/3"), Done(0, "", "")])
