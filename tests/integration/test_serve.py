@@ -16,7 +16,7 @@ from tests.served import NAME, tiny
 PROMPT = "def add(self, name):\n    "
 
 
-def test_a_served_model_answers_and_ends_in_order(tmp_path: Path) -> None:
+def test_a_model_served_by_two_replicas_answers_and_ends_in_order(tmp_path: Path) -> None:
     import yaml
 
     served = tiny(tmp_path / NAME)
@@ -26,6 +26,7 @@ def test_a_served_model_answers_and_ends_in_order(tmp_path: Path) -> None:
     keys.write_text(key)
     recipe.write_text(yaml.safe_dump({**micro_recipe(), "storage": {"uri": str(tmp_path / "storage")}}))
     command = ["-m", "ray_jobs.serve", "--config", str(recipe), "--set", "serve.max_batch_size=1"]
+    command += ["--set", "serve.num_replicas=2", "--set", "serve.resources_per_replica={CPU: 0.5}"]
     command += ["--checkpoint", str(tmp_path / NAME), "--port", str(port), "--api-keys", str(keys)]
     server = Process.of_python(command, {"CODEPARROT_STATE": str(state)})
     server.wait_for("ready: http://127.0.0.1:")
@@ -36,6 +37,10 @@ def test_a_served_model_answers_and_ends_in_order(tmp_path: Path) -> None:
         )
         answer = client.completions.create(model=NAME, prompt=PROMPT, max_tokens=20, temperature=0)
         assert answer.choices[0].text == expected.text
+        sampled = [
+            client.completions.create(model=NAME, prompt=PROMPT, max_tokens=9, seed=3).choices[0].text for _ in range(6)
+        ]
+        assert len(set(sampled)) == 1, "whichever replica answers"
         with pytest.raises(openai.AuthenticationError):
             client.with_options(api_key="wrong").models.list()
         with pytest.raises(openai.BadRequestError):
