@@ -24,7 +24,7 @@ from codeparrot.draws import key
 from codeparrot.errors import CheckpointError, TrainingError
 from codeparrot.manifest import json_lines
 from codeparrot.model import build_model, model_config
-from codeparrot.optimizer import build_optimizer, learning_rate
+from codeparrot.optimizer import build_optimizer, learning_rate, set_learning_rates
 from codeparrot.parallel import Agreement, World, exchanging, parallelize, reshard, whole
 from codeparrot.precision import autocast, choose_precision
 from codeparrot.run_record import METRICS, write_record
@@ -158,8 +158,7 @@ def train_step(trainer: Trainer) -> "tuple[torch.Tensor, torch.Tensor]":
     norm = whole(torch.nn.utils.clip_grad_norm_(trainer.model.parameters(), limit, foreach=True))
     trainer.bad_step.copy_(torch.where((trainer.bad_step < 0) & ~torch.isfinite(norm), trainer.step, trainer.bad_step))
     trainer.optimizer.found_inf = (trainer.bad_step >= 0).float()  # type: ignore[attr-defined]
-    for group in trainer.optimizer.param_groups:
-        group["lr"] = learning_rate(trainer.step, settings.max_steps, settings)
+    set_learning_rates(trainer.optimizer, trainer.step, settings.max_steps, settings)
     trainer.optimizer.step()
     trainer.optimizer.zero_grad(set_to_none=True)
     trainer.step += 1

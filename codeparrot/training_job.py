@@ -96,6 +96,8 @@ class TrainSettings(OptimizerSettings):
             raise ValueError(
                 f"global_batch_size ({self.global_batch_size}) must be at least num_workers ({self.num_workers})"
             )
+        if self.optimizer == "muon" and self.parallel == "fsdp":
+            raise ValueError("optimizer muon needs whole matrices on every rank: set parallel to ddp")
         if self.min_workers is not None and self.min_workers > self.num_workers:
             raise ValueError(f"min_workers ({self.min_workers}) must be at most num_workers ({self.num_workers})")
         return self
