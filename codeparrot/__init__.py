@@ -34,6 +34,7 @@ Nothing here imports ray or kubernetes, so every piece runs in a plain test or u
     best_fit           numbers of rows filled with numbers of pieces, by best-fit decreasing
     packing            documents to rows, with a ledger that balances
     provenance         where every row comes from, and which rows held which repository
+    attention          within a window, in sparse blocks, or linear in the length; exported beside weights
     model              GPT-2 or NanoChat from a local configuration, and its files for the hub
     loss               the training loss, a few tokens at a time
     muon               matrices moved along all their directions alike

@@ -63,7 +63,9 @@ def learning_rate(step: int, max_steps: int, settings: OptimizerSettings) -> flo
     return settings.learning_rate * (floor + (1 - floor) * shape)
 
 
-def set_learning_rates(optimizer: "torch.optim.Optimizer", step: int, max_steps: int, settings: OptimizerSettings) -> None:
+def set_learning_rates(
+    optimizer: "torch.optim.Optimizer", step: int, max_steps: int, settings: OptimizerSettings
+) -> None:
     """Give every group of parameters the rate of this step."""
     rate = learning_rate(step, max_steps, settings)
     for group in optimizer.param_groups:

@@ -20,10 +20,24 @@ def flops_per_token(config: "transformers.PreTrainedConfig", num_parameters: int
     does not count as useful.
     """
     length, width = config.max_position_embeddings, config.hidden_size
-    looked_up = length * width if config.model_type == "gpt2" else 0
+    looked_up = 0 if config.model_type == "nanochat" else length * width
     if not config.tie_word_embeddings:
         looked_up += config.vocab_size * width
-    return float(6 * (num_parameters - looked_up) + 12 * config.num_hidden_layers * length * width)
+    return float(6 * (num_parameters - looked_up) + 12 * config.num_hidden_layers * num_seen(config) * width)
+
+
+def num_seen(config: "transformers.PreTrainedConfig") -> int:
+    """T above: how many tokens each is compared with, those after it among them, as is usual; or what costs as much."""
+    from codeparrot import attention
+
+    length: int = config.max_position_embeddings
+    kind = getattr(config, "attention_kind", None)
+    if kind is None:
+        return length
+    if kind == "linear":  # pairs in a chunk; the state, read and written
+        return min(length, attention.CHUNK + config.hidden_size // config.num_attention_heads)
+    reach = attention.reach_of(config)
+    return min(length, reach.window or reach.num_blocks * reach.block + reach.num_global)
 
 
 def peak_flops(device: str, precision: str) -> float:

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 from codeparrot.checkpoint import Checkpoint
 from codeparrot.checkpoint_writer import CheckpointWriter
 from codeparrot.data_order import rank_rows, spread
-from codeparrot.dataloader import batch_of, num_predicted
+from codeparrot.dataloader import num_predicted
 from codeparrot.draws import key
 from codeparrot.errors import CheckpointError, TrainingError
 from codeparrot.manifest import json_lines
@@ -166,13 +166,13 @@ def train_step(trainer: Trainer) -> "tuple[torch.Tensor, torch.Tensor]":
 
 
 def _micro_batches(trainer: Trainer, rows: Any) -> "Iterator[tuple[tuple[torch.Tensor, ...], bool]]":
-    """(what `dataloader.batch_of` gives, on the device; whether it is the last of the step)."""
+    """(what to call the model with; whether it is the last of the step)."""
     source, size = trainer.job.rows, trainer.job.train.micro_batch_size
     position = trainer.step * trainer.job.train.global_batch_size
     source.prefetch(trainer.order.shards(position, WINDOWS_AHEAD))
     for start in range(0, len(rows), size):
         with trainer.clock.waiting("data"):
-            part = batch_of(source, rows[start : start + size], trainer.world.device)
+            part = trainer.batch(source, rows[start : start + size])
         yield part, start + size >= len(rows)
 
 
@@ -189,7 +189,7 @@ def validation_loss(trainer: Trainer) -> float:
         for start in range(0, len(chosen), size * world.world_size):  # as many forward passes on every rank
             batch = chosen[start : start + size * world.world_size]
             mine = batch[world.rank :: world.world_size]
-            nll = trainer.parallel(*batch_of(rows, mine or batch[:1], world.device))
+            nll = trainer.parallel(*trainer.batch(rows, mine or batch[:1]))
             total += nll if mine else 0.0
     reshard(trainer.parallel)
     return _sum_over_ranks(trainer, total).item() / num_predicted(rows, chosen)

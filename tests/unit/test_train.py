@@ -70,7 +70,9 @@ def job(
     train_settings = TrainSettings(**{**SETTINGS, **settings})
     checkpoints = CheckpointStore(storage, run, Identity(train_settings.identity(), {"packed": packed.digest}))
     return TrainingJob(
-        model=ModelSettings.model_validate({"n_layer": 1, "n_head": 2, "n_embd": 8, "dropout": dropout, **(model or {})}),
+        model=ModelSettings.model_validate(
+            {"n_layer": 1, "n_head": 2, "n_embd": 8, "dropout": dropout, **(model or {})}
+        ),
         train=train_settings,
         seed=3,
         vocab_size=VOCAB_SIZE,
