@@ -11,7 +11,7 @@ import os
 import threading
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -84,7 +84,7 @@ class Comparison(ABC):
     def peer(self) -> float:
         """One sample."""
 
-    def notes(self) -> Sequence[str]:
+    def notes(self) -> Iterable[str]:
         """What else was seen."""
         return ()
 

@@ -29,8 +29,8 @@ class NextTokenLoss(nn.Module):
         """Summed negative log-likelihood of all tokens but the first of each row, in nats: a scalar, float64.
 
         `rows`: token ids of shape (B, T); `lengths`: how many of each are no padding, which is not predicted, (B,);
-        `positions`: of tokens in their documents, (B, T). Where they do not rise by one, `transformers` takes it for the
-        beginning of a sequence, which sees none before.
+        `positions`: of tokens in their documents, (B, T). Where they do not rise by one, a sequence begins for
+        `transformers`, which sees none before.
         """
         where = {} if positions is None else {"position_ids": positions}
         hidden = self.model.base_model(input_ids=rows, use_cache=False, **where).last_hidden_state  # (B, T, C)

@@ -14,8 +14,8 @@ import numpy.typing as npt
 from codeparrot.breakdown import Costs, Origins, added, joined, piece_costs
 from codeparrot.dataloader import PackedRows
 from codeparrot.evaluate import token_nll
-from codeparrot.model import sees_documents_alone
 from codeparrot.manifest import Manifest
+from codeparrot.model import sees_documents_alone
 from codeparrot.pretrained import Pretrained, load_pretrained
 from codeparrot.provenance import shard_index, whole_index
 from codeparrot.storage import Storage, open_storage

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from codeparrot.errors import ConfigError
-from codeparrot.optimizer import OptimizerSettings, build_optimizer, learning_rate, set_learning_rates
+from codeparrot.optimizer import OptimizerSettings, build_optimizer, learning_rate
 from codeparrot.settings import validate
 
 SCHEDULES = st.tuples(st.integers(1, 300), st.integers(0, 100), st.floats(0, 1))

@@ -67,12 +67,11 @@ def job(
 ) -> TrainingJob:
     storage = LocalStorage(str(folder / "storage"))
     packed = packed_corpus(storage)
+    sizes = {"n_layer": 1, "n_head": 2, "n_embd": 8, "dropout": dropout, **(model or {})}
     train_settings = TrainSettings(**{**SETTINGS, **settings})
     checkpoints = CheckpointStore(storage, run, Identity(train_settings.identity(), {"packed": packed.digest}))
     return TrainingJob(
-        model=ModelSettings.model_validate(
-            {"n_layer": 1, "n_head": 2, "n_embd": 8, "dropout": dropout, **(model or {})}
-        ),
+        model=ModelSettings.model_validate(sizes),
         train=train_settings,
         seed=3,
         vocab_size=VOCAB_SIZE,
