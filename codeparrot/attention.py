@@ -100,11 +100,13 @@ def blocked_attention(
     seen = reach.sees(places[:, :, None], local[:, None]) & (local >= first)[:, None]
     of_all = torch.arange(first, device=device) <= places[:, :, None]
     mask = torch.cat([of_all, seen], 2)[None].expand(batch, -1, -1, -1).reshape(batch * num, 1, reach.block, -1)
-    queries = F.pad(query, (0, 0, 0, right)).unflatten(2, (num, reach.block)).transpose(1, 2).flatten(0, 1)
+    queries = (
+        F.pad(query, (0, 0, 0, right)).reshape(batch, heads, num, reach.block, width).transpose(1, 2).flatten(0, 1)
+    )
     out = F.scaled_dot_product_attention(
         queries, gathered(key), gathered(value), attn_mask=mask, dropout_p=dropout, scale=scale
     )
-    return out.unflatten(0, (batch, num)).transpose(1, 2).flatten(2, 3)[:, :, :length]
+    return out.view(batch, num, heads, reach.block, width).transpose(1, 2).flatten(2, 3)[:, :, :length]
 
 
 def features(states: torch.Tensor) -> torch.Tensor:
@@ -143,7 +145,8 @@ def linear_attention(
 
 def _chunks(states: torch.Tensor, num: int, chunk: int) -> torch.Tensor:
     """Padded with zeros, which add nothing to a state."""
-    return F.pad(states, (0, 0, 0, num * chunk - states.shape[2])).unflatten(2, (num, chunk))
+    batch, heads, length, width = states.shape
+    return F.pad(states, (0, 0, 0, num * chunk - length)).reshape(batch, heads, num, chunk, width)
 
 
 class Carried(NamedTuple):
@@ -163,7 +166,7 @@ class StateLayer(CacheLayerMixin):  # type: ignore[misc]
         self.state: torch.Tensor | None = None
         self.cumulative_length = 0
 
-    def lazy_initialization(self, key_states: torch.Tensor, value_states: torch.Tensor) -> None:
+    def lazy_initialization(self, *_: torch.Tensor) -> None:
         """The state comes with the first tokens."""
         self.is_initialized = True
 

@@ -74,7 +74,7 @@ def orthogonalised(matrices: torch.Tensor, parts: int = 1) -> torch.Tensor:
     `parts`: equal ranges of columns, each a matrix of its own.
     """
     num, rows, columns = matrices.shape
-    split = matrices.unflatten(2, (parts, columns // parts)).transpose(1, 2)  # (n, parts, rows, columns / parts)
+    split = matrices.reshape(num, rows, parts, columns // parts).transpose(1, 2)  # (n, parts, rows, columns / parts)
     flat = split.reshape(num * parts, rows, columns // parts)
     done = _newton_schulz(flat) * (ADAMW_RMS * math.sqrt(max(flat.shape[1:])))
     return done.view(num, parts, rows, columns // parts).transpose(1, 2).reshape(num, rows, columns)

@@ -68,9 +68,9 @@ def set_learning_rates(
 ) -> None:
     """Give every group of parameters the rate of this step."""
     rate = learning_rate(step, max_steps, settings)
+    of_muon = rate * ((settings.muon_learning_rate or settings.learning_rate) / settings.learning_rate)
     for group in optimizer.param_groups:
-        of_muon = "parts" in group and settings.muon_learning_rate is not None
-        group["lr"] = rate * (settings.muon_learning_rate / settings.learning_rate) if of_muon else rate
+        group["lr"] = of_muon if "parts" in group else rate
 
 
 def build_optimizer(model: "torch.nn.Module", settings: OptimizerSettings) -> "torch.optim.AdamW":
@@ -105,7 +105,7 @@ def _hidden(model: "torch.nn.Module", parameters: "Mapping[str, torch.Tensor]") 
     import torch
 
     outer = {id(module.weight) for module in model.modules() if isinstance(module, torch.nn.Embedding)}
-    head = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
+    head = getattr(model, "get_output_embeddings", lambda: None)()
     if isinstance(head, torch.nn.Module):
         outer |= {id(parameter) for parameter in head.parameters()}
     return {

@@ -124,16 +124,15 @@ def test_the_state_of_linear_attention_stands_for_all_that_was_read(length: int,
 
 @pytest.mark.parametrize("kind", OURS)
 def test_gradients_are_those_of_the_reference(kind: str) -> None:
-    inputs = states(21)
+    q, k, v = states(21)
     reach = {"window": Reach(5, 2, 0, 5), "sparse": Reach(4, 2, 3, None)}.get(kind)
-    out = linear_attention(*inputs)[0] if reach is None else blocked_attention(*inputs, reach)
-    expected = (
-        linear_reference(*inputs)
-        if reach is None
-        else softmax_reference(*inputs, lambda i, j: bool(reach.sees(torch.tensor(i), torch.tensor(j))))
-    )
+    if reach is None:
+        out, expected = linear_attention(q, k, v)[0], linear_reference(q, k, v)
+    else:
+        out = blocked_attention(q, k, v, reach)
+        expected = softmax_reference(q, k, v, lambda i, j: bool(reach.sees(torch.tensor(i), torch.tensor(j))))
     slope = torch.randn(out.shape, generator=torch.Generator().manual_seed(9))
-    ours, theirs = (torch.autograd.grad((each * slope).sum(), inputs) for each in (out, expected))
+    ours, theirs = (torch.autograd.grad((each * slope).sum(), (q, k, v)) for each in (out, expected))
     for mine, other in zip(ours, theirs, strict=True):
         torch.testing.assert_close(mine, other, atol=1e-4, rtol=1e-4)
 
@@ -192,7 +191,7 @@ def test_the_engine_completes_as_generate_does_whatever_the_batch(tiny: Pretrain
 
 @pytest.mark.parametrize("kind", OURS)
 def test_a_killed_run_ends_with_the_same_weights(tmp_path: Path, kind: str) -> None:
-    sizes = {"model": {"attention": kind, **SMALL}}
+    sizes: dict[str, Any] = {"model": {"attention": kind, **SMALL}}
     undisturbed = fit(job(tmp_path, run="a", **sizes), World(), Unsupervised())
 
     def kill(event: Mapping[str, Any]) -> None:
@@ -260,7 +259,7 @@ def test_an_export_loads_elsewhere_by_its_own_code_or_not_at_all(tmp_path: Path)
 
 @pytest.mark.parametrize("architecture", ["gpt2", "nanochat"])
 def test_within_documents_a_row_costs_what_its_documents_cost_alone(architecture: str) -> None:
-    model = model_of("document", spread=1.0, architecture=architecture)
+    model = model_of("document", architecture=architecture)
     documents = [[5, 6, 7, 8, 9], [11], [3, 2, 1, 9, 9, 9, 4], [8, 8]]
     row = torch.tensor([[token for document in documents for token in document]])
     positions = torch.tensor([[place for document in documents for place in range(len(document))]])
@@ -268,10 +267,10 @@ def test_within_documents_a_row_costs_what_its_documents_cost_alone(architecture
     begins = [sum(map(len, documents[:number])) - 1 for number in range(1, len(documents))]
     together = token_nll(model, row, positions)[0]
     inside = [place for place in range(len(together)) if place not in begins]
-    torch.testing.assert_close(together[inside], torch.cat(apart), atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(together[inside], torch.cat(apart), atol=1e-4, rtol=1e-4)
     loss = NextTokenLoss(model)(row, torch.tensor([row.shape[1]]), positions)
     assert float(loss) == pytest.approx(float(together.sum()), rel=1e-5)
-    assert float(loss) != pytest.approx(float(NextTokenLoss(model)(row)), rel=1e-5)
+    assert float(loss) != pytest.approx(float(NextTokenLoss(model)(row)), rel=1e-4)
 
 
 def test_training_within_documents_uses_the_boundaries_of_the_rows(tmp_path: Path) -> None:

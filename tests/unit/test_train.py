@@ -190,7 +190,7 @@ def test_with_muon_two_ranks_learn_what_one_does_and_go_on_with_its_checkpoint(t
 
 
 def test_nanochat_sharded_over_ranks_learns_the_same(tmp_path: Path, free_port: int) -> None:
-    kind = {"model": {"architecture": "nanochat"}}
+    kind: dict[str, Any] = {"model": {"architecture": "nanochat"}}
     one = fit(job(tmp_path, run="one", **kind), World(), Unsupervised())
     assert_same_learning(with_ranks(tmp_path, "two", free_port, parallel="fsdp", **kind)["history"], learned(one))
 
