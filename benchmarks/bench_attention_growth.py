@@ -132,7 +132,8 @@ class _Growth(Comparison):
             whole, longer = (fitted(self._lengths[first:], taken[kind][first:]) for first in (0, half))
             verdict = "met" if max(whole[2], longer[2]) <= LINEAR else "MISSED"
             target = "" if kind == "full" else f"; target <= {LINEAR:g} with both intervals: {verdict}"
-            yield f"{kind}: time grows as length^{_shown(whole)}, from {self._lengths[half]:,} on {_shown(longer)}{target}"
+            later = f"from {self._lengths[half]:,} on {_shown(longer)}"
+            yield f"{kind}: time grows as length^{_shown(whole)}, {later}{target}"
         with corpus() as packed:
             for kind in ("sdpa", "window", "sparse", "linear"):
                 run = fit_here(job_here(packed, self._num_steps, f"model.attention={kind}", *TRAINED))
