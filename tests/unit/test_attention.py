@@ -259,18 +259,19 @@ def test_an_export_loads_elsewhere_by_its_own_code_or_not_at_all(tmp_path: Path)
 
 @pytest.mark.parametrize("architecture", ["gpt2", "nanochat"])
 def test_within_documents_a_row_costs_what_its_documents_cost_alone(architecture: str) -> None:
-    model = model_of("document", architecture=architecture)
+    model = model_of("document", spread=8.0, architecture=architecture)
     documents = [[5, 6, 7, 8, 9], [11], [3, 2, 1, 9, 9, 9, 4], [8, 8]]
     row = torch.tensor([[token for document in documents for token in document]])
     positions = torch.tensor([[place for document in documents for place in range(len(document))]])
-    apart = [token_nll(model, torch.tensor([document]))[0] for document in documents if len(document) > 1]
     begins = [sum(map(len, documents[:number])) - 1 for number in range(1, len(documents))]
-    together = token_nll(model, row, positions)[0]
+    with torch.no_grad():
+        apart = [token_nll(model, torch.tensor([document]))[0] for document in documents if len(document) > 1]
+        together, mixed = token_nll(model, row, positions)[0], token_nll(model, row)[0]
+        loss = NextTokenLoss(model)(row, torch.tensor([row.shape[1]]), positions)
     inside = [place for place in range(len(together)) if place not in begins]
-    torch.testing.assert_close(together[inside], torch.cat(apart), atol=1e-4, rtol=1e-4)
-    loss = NextTokenLoss(model)(row, torch.tensor([row.shape[1]]), positions)
-    assert float(loss) == pytest.approx(float(together.sum()), rel=1e-5)
-    assert float(loss) != pytest.approx(float(NextTokenLoss(model)(row)), rel=1e-4)
+    torch.testing.assert_close(together[inside], torch.cat(apart), atol=1e-3, rtol=1e-4)
+    assert (together - mixed)[inside].abs().max() > 1e-2
+    assert float(loss) == pytest.approx(float(together.sum()), rel=1e-4)
 
 
 def test_training_within_documents_uses_the_boundaries_of_the_rows(tmp_path: Path) -> None:
