@@ -3,7 +3,7 @@
 `save_pretrained`, `generate` and the hub's formats work as everywhere else, and an export loads with plain
 `AutoModelForCausalLM.from_pretrained(path)`.
 
-`gpt2` is GPT-2. `nanochat` is what learns faster (docs/decisions/0013): rotary positions, normalised queries and keys,
+`gpt2` is GPT-2. `nanochat` is what learns faster (docs/decisions/0016): rotary positions, normalised queries and keys,
 ReLU squared, norms and projections without parameters of their own or biases.
 """
 
