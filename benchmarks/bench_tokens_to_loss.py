@@ -5,8 +5,8 @@ shares of that, each time from the start and with a schedule that ends there, un
 it and the run before, tokens are interpolated on a line of the loss over log tokens. No run is judged in the middle of
 its schedule, where the rate is high and the loss too.
 
-Both sides have the best of the rates swept for them, on a seed that is not among the pairs; `notes` sweeps them again,
-and says what each change gives alone: the loss of GPT-2 with that one change, after half of the tokens.
+Both sides get the best of the rates that are swept first, on a seed that is not among the pairs: the peer at all of its
+tokens, ours at half of them. `notes` says what each change gives alone: the loss of GPT-2 with it, after half.
 """
 
 import contextlib
@@ -44,23 +44,22 @@ SIZE = (
     "train.log_every_steps=1",
     "train.eval_rows=192",
 )
-PEER, PEER_RATE, PEER_RATES = (), "4e-3", ("1e-3", "2e-3", "4e-3", "8e-3")
-OURS = ("model.architecture=nanochat", "train.optimizer=muon")
-RATES = ("4e-3", "1e-2")
-"""Of AdamW's parameters, and of Muon's."""
-RATE_PAIRS = (("4e-3", "5e-3"), ("4e-3", "1e-2"), ("4e-3", "2e-2"), ("1e-2", "1e-2"))
-
-
-def rates(of_adamw: str, of_muon: str) -> tuple[str, str]:
-    """As settings."""
-    return f"train.learning_rate={of_adamw}", f"train.muon_learning_rate={of_muon}"
+MUON = "train.optimizer=muon"
+OURS = ("model.architecture=nanochat", MUON)
+PEER_RATES = tuple((f"train.learning_rate={rate}",) for rate in ("1e-3", "2e-3", "4e-3", "8e-3"))
+RATES = tuple(
+    (f"train.learning_rate={of_adamw}", f"train.muon_learning_rate={of_muon}")
+    for of_adamw, of_muon in (("4e-3", "5e-3"), ("4e-3", "1e-2"), ("4e-3", "2e-2"), ("1e-2", "2e-2"))
+)
 
 
 class _Runs(Comparison):
-    def __init__(self, packed: Corpus, num_steps: int) -> None:
+    def __init__(self, packed: Corpus, num_steps: int, num_swept: int) -> None:
         self._corpus = packed
         self._num_steps = num_steps
+        self._num_swept = num_swept
         self._seed = SWEPT_SEED
+        self._swept: list[str] = []
         self._goal = math.inf
         self._seconds: dict[str, list[float]] = {"ours": [], "peer": []}
 
@@ -72,17 +71,26 @@ class _Runs(Comparison):
         return _loss(self._run(num_steps, *settings))
 
     def check(self) -> str:
-        runs = [self._run(2, *settings) for settings in (PEER, OURS)]
+        runs = [self._run(2, *settings) for settings in ((), OURS)]
         digests = {next(e["rows_digest"] for e in reversed(run.events) if e["kind"] == "step") for run in runs}
         if len(digests) > 1:
             raise Unequal("the rows of the first steps")
-        configs = [self._config(*settings) for settings in (PEER, OURS)]
+        configs = [self._config(*settings) for settings in ((), OURS)]
         peer, ours = map(num_parameters, configs)
         if abs(ours / peer - 1) > MAX_DIFFERENCE:
             raise Unequal(f"{ours:,} and {peer:,} parameters")
         flops = [flops_per_token(config, count) for config, count in zip(configs, (peer, ours), strict=True)]
         work = flops[1] / flops[0]
+        self._peer_rates = self._best(self._num_steps, PEER_RATES)
+        self._rates = self._best(self._num_steps // 2, RATES, *OURS)
         return f"the rows of each step; {ours:,} and {peer:,} parameters; {work:.3f} times the work for a token"
+
+    def _best(self, num_steps: int, choices: Sequence[Sequence[str]], *settings: str) -> Sequence[str]:
+        losses = {}
+        for choice in choices[: self._num_swept]:
+            losses[tuple(choice)] = loss = self._end(num_steps, *settings, *choice)
+            self._swept.append(f"swept: {' '.join([*settings, *choice])}, {num_steps} steps: {loss:.4f} nats/token")
+        return min(losses, key=lambda choice: losses[choice])
 
     def _config(self, *settings: str) -> Any:
         job = job_here(self._corpus, 1, *SIZE, *settings)
@@ -91,7 +99,7 @@ class _Runs(Comparison):
 
     def peer(self) -> float:
         self._seed += 1
-        run = self._run(self._num_steps, *PEER, f"train.learning_rate={PEER_RATE}")
+        run = self._run(self._num_steps, *self._peer_rates)
         self._goal = _loss(run)
         self._seconds["peer"].append(run.seconds)
         return self._tokens(self._num_steps)
@@ -100,7 +108,7 @@ class _Runs(Comparison):
         before: tuple[float, float] | None = None
         for share in SHARES:
             num_steps = max(2, round(share * self._num_steps))
-            run = self._run(num_steps, *OURS, *rates(*RATES))
+            run = self._run(num_steps, *OURS, *self._rates)
             loss, tokens = _loss(run), self._tokens(num_steps)
             if loss <= self._goal:
                 self._seconds["ours"].append(run.seconds)
@@ -114,26 +122,20 @@ class _Runs(Comparison):
     def notes(self) -> Iterator[str]:
         peer, ours = (sum(self._seconds[side]) / max(1, len(self._seconds[side])) for side in ("peer", "ours"))
         yield f"a run that reaches the goal takes {ours:.0f} s, one of the peer {peer:.0f} s"
-        self._seed = SWEPT_SEED
-        for rate in PEER_RATES:
-            loss = self._end(self._num_steps, f"train.learning_rate={rate}")
-            yield f"swept: peer, rate {rate}: {loss:.4f} nats/token"
-        half = self._num_steps // 2
-        for pair in RATE_PAIRS:
-            loss = self._end(half, *OURS, *rates(*pair))
-            yield f"swept: ours, rates {pair[0]} and {pair[1]}, half of the tokens: {loss:.4f} nats/token"
-        yield from self._alone(half)
+        yield from self._swept
+        yield from self._alone(self._num_steps // 2)
 
     def _alone(self, half: int) -> Iterator[str]:
-        plain = f"train.learning_rate={PEER_RATE}"
+        self._seed = SWEPT_SEED
+        plain = self._peer_rates
         changes: Mapping[str, tuple[Sequence[str], contextlib.AbstractContextManager[None]]] = {
-            "nothing": ((plain,), contextlib.nullcontext()),
-            "Muon": (("train.optimizer=muon", *rates(*RATES)), contextlib.nullcontext()),
-            "ReLU squared": ((plain,), _activation("relu2")),
-            "normalised queries and keys": ((plain,), _sdpa(_normalised)),
-            "rotary positions besides the learned ones": ((plain,), _sdpa(_rotated)),
-            "all but Muon: NanoChat with AdamW": (("model.architecture=nanochat", plain), contextlib.nullcontext()),
-            "all": ((*OURS, *rates(*RATES)), contextlib.nullcontext()),
+            "nothing": (plain, contextlib.nullcontext()),
+            "Muon": ((MUON, *self._rates), contextlib.nullcontext()),
+            "ReLU squared": (plain, _activation("relu2")),
+            "normalised queries and keys": (plain, _sdpa(_normalised)),
+            "rotary positions besides the learned ones": (plain, _sdpa(_rotated)),
+            "all but Muon: NanoChat with AdamW": ((OURS[0], *plain), contextlib.nullcontext()),
+            "all": ((*OURS, *self._rates), contextlib.nullcontext()),
         }
         for name, (settings, changed) in changes.items():
             with changed:
@@ -188,7 +190,7 @@ def _rotated(states: torch.Tensor) -> torch.Tensor:
 def _comparison(trial: bool) -> Iterator[Comparison]:
     torch.set_num_threads(NUM_THREADS)
     with corpus() as packed:
-        yield _Runs(packed, NUM_TRIAL_STEPS if trial else NUM_STEPS)
+        yield _Runs(packed, NUM_TRIAL_STEPS if trial else NUM_STEPS, 1 if trial else len(PEER_RATES))
 
 
 BENCHMARK = Benchmark(
