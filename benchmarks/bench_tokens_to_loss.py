@@ -86,7 +86,7 @@ class _Runs(Comparison):
         return f"the rows of each step; {ours:,} and {peer:,} parameters; {work:.3f} times the work for a token"
 
     def _best(self, num_steps: int, choices: Sequence[Sequence[str]], *settings: str) -> Sequence[str]:
-        losses = {}
+        losses: dict[tuple[str, ...], float] = {}
         for choice in choices[: self._num_swept]:
             losses[tuple(choice)] = loss = self._end(num_steps, *settings, *choice)
             self._swept.append(f"swept: {' '.join([*settings, *choice])}, {num_steps} steps: {loss:.4f} nats/token")
