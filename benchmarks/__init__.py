@@ -34,6 +34,8 @@ Every `bench_ID.py` holds one `BENCHMARK`; what it printed last lies in `results
     bench_humaneval_generation samples of problems against one batch per problem
     bench_ray_pack_overhead    the pack stage in Ray against its bare back end
     bench_serve_load           many clients at once against one request at a time
+    bench_tokens_to_loss       NanoChat with Muon against GPT-2 with AdamW: tokens until the same loss
+    bench_attention_growth     time and memory of attention against the length, and loss at equal tokens
 """
 
 import sys

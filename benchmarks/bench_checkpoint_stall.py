@@ -129,6 +129,7 @@ class _Stalls(Comparison):
             f"{order[index]}:{moment}": values[moment]
             for index, values in theirs["optimizer"]["state"].items()
             for moment in MOMENTS
+            if moment in values
         }
         ours = {**dict(checkpoint.tensors("model")), **dict(checkpoint.tensors("optimizer"))}
         different = [

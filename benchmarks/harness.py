@@ -11,7 +11,7 @@ import os
 import threading
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -84,7 +84,7 @@ class Comparison(ABC):
     def peer(self) -> float:
         """One sample."""
 
-    def notes(self) -> Sequence[str]:
+    def notes(self) -> Iterable[str]:
         """What else was seen."""
         return ()
 
@@ -105,6 +105,8 @@ class Benchmark:
     first: Literal["ours", "peer"] = "ours"
     alternate: bool = True
     """Whether every second pair begins with the other side; not where one side must come first."""
+    timed: bool = True
+    """Whether samples depend on the machine; if not, it need not be quiet."""
 
 
 def installed(name: str) -> str:
@@ -132,10 +134,11 @@ def measure(name: str, benchmark: Benchmark, *, trial: bool = False) -> Console:
     with benchmark.comparison(trial) as comparison:
         console.say(f"equal: {comparison.check()}")
         while len(pairs) < (2 if trial else benchmark.num_pairs):
-            wait_for_quiet(deadline)
+            if benchmark.timed:
+                wait_for_quiet(deadline)
             with Others() as others:
                 ours, peer, line = _pair(comparison, benchmark, len(pairs))
-            share = others.share
+            share = others.share if benchmark.timed else 0.0
             if share > MAX_BUSY and time.monotonic() < deadline:
                 console.say(f"{line}; taken again, since others used {share:.0%} of the cores")
                 continue

@@ -34,9 +34,11 @@ Nothing here imports ray or kubernetes, so every piece runs in a plain test or u
     best_fit           numbers of rows filled with numbers of pieces, by best-fit decreasing
     packing            documents to rows, with a ledger that balances
     provenance         where every row comes from, and which rows held which repository
-    model              GPT-2 from a local configuration, and its files for the hub
+    attention          within a window, in sparse blocks, or linear in the length; exported beside weights
+    model              GPT-2 or NanoChat from a local configuration, and its files for the hub
     loss               the training loss, a few tokens at a time
-    optimizer          AdamW and its learning rate
+    muon               matrices moved along all their directions alike
+    optimizer          AdamW, or Muon with it, and their learning rates
     precision          fp32, or bf16 where the device computes in it
     throughput         how much of a machine training uses
     data_order         which row is trained on when, as a pure function of the position

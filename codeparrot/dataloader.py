@@ -245,6 +245,13 @@ class MixedRows:
             out[here] = part.lengths(numbers)
         return out
 
+    def positions(self, indices: Sequence[int] | npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+        """The position of each token in its piece of a document: shape (len(indices), max_seq_len)."""
+        out = np.empty((len(indices), self.max_seq_len), dtype=np.int64)
+        for part, here, numbers in self._by_part(indices):
+            out[here] = part.positions(numbers)
+        return out
+
     def _by_part(
         self, indices: Sequence[int] | npt.NDArray[np.int64]
     ) -> Iterator[tuple[PackedRows, npt.NDArray[np.bool_], npt.NDArray[np.int64]]]:
@@ -275,14 +282,20 @@ def num_predicted(rows: Rows, indices: Sequence[int] | npt.NDArray[np.int64]) ->
 
 
 def batch_of(
-    rows: Rows, indices: Sequence[int] | npt.NDArray[np.int64], device: str = "cpu"
+    rows: Rows, indices: Sequence[int] | npt.NDArray[np.int64], device: str = "cpu", *, within_documents: bool = False
 ) -> "tuple[torch.Tensor, ...]":
-    """Token ids of these rows, (B, T), and if there is padding in the corpus the rows' lengths without it, (B,)."""
+    """Token ids of these rows, (B, T), and if there is padding in the corpus the rows' lengths without it, (B,).
+
+    `within_documents`: the lengths in any case, and positions that start anew with each document, (B, T). Raises
+    ManifestError if the rows were packed without what is asked for.
+    """
     import torch
 
     batch = [rows.tensor(indices)]
-    if rows.has_padding:
+    if rows.has_padding or within_documents:
         batch.append(torch.from_numpy(rows.lengths(indices)))
+    if within_documents:
+        batch.append(torch.from_numpy(rows.positions(indices)))
     if device.startswith("cuda"):
         batch = [tensor.pin_memory() for tensor in batch]
     return tuple(tensor.to(device, non_blocking=True) for tensor in batch)

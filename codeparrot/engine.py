@@ -15,8 +15,8 @@ number of slots or of what else runs. Draws are keyed (`codeparrot.sampling`). L
 shape of a batch, so a row for which that could matter is computed again by itself. In bf16 rounding is too coarse for
 that: there, a token may differ where two were all but equally good.
 
-Not covered: models whose layers do not attend to all that stands before (sliding windows, recurrent states), beams,
-prompts shared in part.
+Not covered: models whose layers do not keep all that stands before (sliding windows, recurrent states), beams, prompts
+shared in part. Those of `codeparrot.attention` are run with all their keys kept.
 """
 
 import inspect
@@ -293,7 +293,7 @@ def require_decoder(model: "transformers.PreTrainedModel") -> None:
             f"{type(model).__name__} is not a decoder that the engine can run: {why}; take one whose layers attend to "
             "all tokens before, such as GPT-2, GPT-NeoX or Llama"
         )
-    if model.config._attn_implementation not in ("sdpa", "eager"):
+    if model.config._attn_implementation not in ("sdpa", "eager") and model.config.model_type != "codeparrot":
         model.set_attn_implementation("sdpa")
 
 

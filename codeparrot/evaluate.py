@@ -42,27 +42,30 @@ class EvaluateSettings(Settings):
     resources_per_worker: Resources = {"CPU": 1}
 
 
-def token_nll(model: "nn.Module", rows: "torch.Tensor") -> "torch.Tensor":
+def token_nll(model: "nn.Module", rows: "torch.Tensor", positions: "torch.Tensor | None" = None) -> "torch.Tensor":
     """Negative log-likelihood of each row's tokens but the first, in nats: shape (B, T - 1), float32.
 
-    `rows`: token ids of shape (B, T).
+    `rows`: token ids of shape (B, T); `positions`: of a model of documents alone, as `loss.NextTokenLoss` takes them.
     """
     import torch
     import torch.nn.functional as F
 
     losses = []
-    for row, logits in _rows_and_logits(model, rows):
+    for row, logits in _rows_and_logits(model, rows, positions):
         losses.append(F.cross_entropy(logits[:-1].float(), row[1:], reduction="none"))
     return torch.stack(losses)
 
 
-def _rows_and_logits(model: "nn.Module", rows: "torch.Tensor") -> "Iterator[tuple[torch.Tensor, torch.Tensor]]":
+def _rows_and_logits(
+    model: "nn.Module", rows: "torch.Tensor", positions: "torch.Tensor | None"
+) -> "Iterator[tuple[torch.Tensor, torch.Tensor]]":
     """Each row, (T,), with its logits, (T, V); those of as many rows as have room are computed at once."""
     size = 1
     start = 0
     while start < len(rows):
         part = rows[start : start + size]
-        logits = model(input_ids=part).logits  # (B, T, V)
+        where = {} if positions is None else {"position_ids": positions[start : start + size], "use_cache": False}
+        logits = model(input_ids=part, **where).logits  # (B, T, V)
         yield from zip(part, logits, strict=True)
         start += len(part)
         size = max(1, LOGIT_BYTES // (4 * logits[0].numel()))

@@ -1,6 +1,6 @@
 """A model and its tokenizer, from files as `transformers` and the hub have them.
 
-Weights are safetensors only, and no code comes with a model: nothing that is loaded can act.
+Weights are safetensors only, and code that lies beside a model is not run: nothing that is loaded can act.
 """
 
 import os
@@ -63,6 +63,8 @@ def load_folder(folder: str, source: str, *, device: str | None = None, precisio
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
     from transformers.utils.logging import disable_progress_bar
+
+    import codeparrot.attention  # noqa: F401 - makes its models known: their code is ours, not the folder's
 
     disable_progress_bar()
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")

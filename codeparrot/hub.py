@@ -14,7 +14,7 @@ from codeparrot import __version__
 from codeparrot.checkpoint import Checkpoint
 from codeparrot.errors import CheckpointError, ManifestError
 from codeparrot.manifest import Manifest, canonical, load_manifest
-from codeparrot.model import ModelSettings, build_model, export_files, model_config
+from codeparrot.model import ARCHITECTURES, ModelSettings, build_model, export_files, model_config
 from codeparrot.pages import markdown
 from codeparrot.run_record import METRICS
 from codeparrot.runs import validation_losses
@@ -31,7 +31,6 @@ TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json")
 COUNTED = ("raw", "curated", "tokenizer", "packed", "run", "evaluation", "humaneval")
 """Nouns whose counts the card shows."""
 DATA_CARD = ("card.md", "card.html")
-EMBEDDINGS, POSITIONS = "transformer.wte.weight", "transformer.wpe.weight"
 
 
 def hub_files(storage: Storage, run_prefix: str, checkpoint: Checkpoint) -> dict[str, bytes]:
@@ -51,14 +50,20 @@ def checkpoint_tokenizer(storage: Storage, run_prefix: str, checkpoint: Checkpoi
     return _tokenizer(storage, checkpoint, _outputs(storage, run_prefix, checkpoint))
 
 
-def restored_model(checkpoint: Checkpoint, eos_token_id: int) -> "transformers.GPT2LMHeadModel":
+def restored_model(checkpoint: Checkpoint, eos_token_id: int) -> "transformers.PreTrainedModel":
     """The model of a checkpoint. Raises CheckpointError if it does not hold all of its weights."""
     weights = dict(checkpoint.tensors("model"))
-    lacks = sorted({EMBEDDINGS, POSITIONS} - set(weights))
+    settings = validate(ModelSettings, checkpoint.manifest.settings["model"], checkpoint.uri)
+    embeddings = ARCHITECTURES[settings.architecture].embeddings
+    lacks = sorted({embeddings} - set(weights))
     if not lacks:
-        settings = validate(ModelSettings, checkpoint.manifest.settings["model"], checkpoint.uri)
-        vocab_size, max_seq_len = len(weights[EMBEDDINGS]), len(weights[POSITIONS])
-        config = model_config(settings, vocab_size=vocab_size, max_seq_len=max_seq_len, eos_token_id=eos_token_id)
+        state = json.loads(checkpoint.read("train_state.json"))
+        config = model_config(
+            settings,
+            vocab_size=len(weights[embeddings]),
+            max_seq_len=state["tokens_seen"] // state["position"],
+            eos_token_id=eos_token_id,
+        )
         model = build_model(config, seed=0)
         for name, parameter in model.named_parameters():
             if name not in weights or weights[name].shape != parameter.shape:
@@ -137,7 +142,7 @@ def _data_card(storage: Storage, outputs: Mapping[str, Manifest]) -> dict[str, b
 
 
 def render_card(
-    storage: Storage, checkpoint: Checkpoint, model: "transformers.GPT2LMHeadModel", outputs: Mapping[str, Manifest]
+    storage: Storage, checkpoint: Checkpoint, model: "transformers.PreTrainedModel", outputs: Mapping[str, Manifest]
 ) -> str:
     """The model card, in Markdown."""
     settings = checkpoint.manifest.settings
@@ -156,7 +161,7 @@ def render_card(
         train=train,
         config=config,
         num_parameters=sum(parameter.numel() for parameter in model.parameters()),
-        tokens_seen=checkpoint.step * train["global_batch_size"] * config.n_positions,
+        tokens_seen=checkpoint.step * train["global_batch_size"] * config.max_position_embeddings,
         losses=sorted(losses.items()),
         mixture=[
             (prefix, weight, _counts(outputs, "packed" if prefix == "packed" else f"mixed {prefix}"))

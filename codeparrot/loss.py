@@ -23,12 +23,17 @@ class NextTokenLoss(nn.Module):
         super().__init__()
         self.model = model
 
-    def forward(self, rows: torch.Tensor, lengths: torch.Tensor | None = None) -> torch.Tensor:
+    def forward(
+        self, rows: torch.Tensor, lengths: torch.Tensor | None = None, positions: torch.Tensor | None = None
+    ) -> torch.Tensor:
         """Summed negative log-likelihood of all tokens but the first of each row, in nats: a scalar, float64.
 
-        `rows`: token ids of shape (B, T); `lengths`: how many of each are no padding, which is not predicted, (B,).
+        `rows`: token ids of shape (B, T); `lengths`: how many of each are no padding, which is not predicted, (B,);
+        `positions`: of tokens in their documents, (B, T). Where they do not rise by one, a sequence begins for
+        `transformers`, which sees none before.
         """
-        hidden = self.model.base_model(input_ids=rows, use_cache=False).last_hidden_state  # (B, T, C)
+        where = {} if positions is None else {"position_ids": positions}
+        hidden = self.model.base_model(input_ids=rows, use_cache=False, **where).last_hidden_state  # (B, T, C)
         weight = self.model.get_output_embeddings().weight  # (V, C)
         kept = None if lengths is None else predicted(rows, lengths).flatten()
         return summed_nll(hidden[:, :-1].flatten(0, 1), weight, rows[:, 1:].flatten(), kept)

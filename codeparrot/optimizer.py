@@ -1,7 +1,8 @@
-"""AdamW and its learning rate, a pure function of the step."""
+"""AdamW, or Muon with it, and their learning rates, a pure function of the step."""
 
 import math
-from typing import TYPE_CHECKING, Literal
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import Field, NonNegativeInt
 
@@ -10,10 +11,21 @@ from codeparrot.settings import Settings
 if TYPE_CHECKING:
     import torch
 
+FUSED = "attn.c_attn.weight"
+"""GPT-2's matrix of queries, keys and values, side by side."""
+NUM_FUSED = 3
+
 
 class OptimizerSettings(Settings):
-    """AdamW, warm-up and decay."""
+    """AdamW or Muon, warm-up and decay."""
 
+    LATER: ClassVar[frozenset[str]] = frozenset({"optimizer", "muon_learning_rate", "muon_momentum"})
+
+    optimizer: Literal["adamw", "muon"] = "adamw"
+    """muon: Muon for the matrices of the layers, AdamW for embeddings, output matrix and vectors."""
+    muon_learning_rate: float | None = Field(default=None, gt=0)
+    """The largest for Muon's matrices, whose updates are of the size of AdamW's; null: `learning_rate`."""
+    muon_momentum: float = Field(default=0.95, ge=0, lt=1)
     learning_rate: float = Field(gt=0)
     """The largest, reached at the end of the warm-up."""
     final_learning_rate_fraction: float = Field(default=0.1, ge=0, le=1)
@@ -51,19 +63,53 @@ def learning_rate(step: int, max_steps: int, settings: OptimizerSettings) -> flo
     return settings.learning_rate * (floor + (1 - floor) * shape)
 
 
+def set_learning_rates(
+    optimizer: "torch.optim.Optimizer", step: int, max_steps: int, settings: OptimizerSettings
+) -> None:
+    """Give every group of parameters the rate of this step."""
+    rate = learning_rate(step, max_steps, settings)
+    of_muon = rate * ((settings.muon_learning_rate or settings.learning_rate) / settings.learning_rate)
+    for group in optimizer.param_groups:
+        group["lr"] = of_muon if "parts" in group else rate
+
+
 def build_optimizer(model: "torch.nn.Module", settings: OptimizerSettings) -> "torch.optim.AdamW":
-    """Fused AdamW over the model's parameters, weight decay on those with two or more dimensions."""
+    """Fused AdamW over the model's parameters, weight decay on those with two or more dimensions; or Muon with it."""
     import torch
 
-    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    parameters = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+    hidden = _hidden(model, parameters) if settings.optimizer == "muon" else {}
+    others = [parameter for name, parameter in parameters.items() if name not in hidden]
     groups = [
-        {"params": [p for p in parameters if p.dim() >= 2], "weight_decay": settings.weight_decay},
-        {"params": [p for p in parameters if p.dim() < 2], "weight_decay": 0.0},
+        {"params": [p for p in others if p.dim() >= 2], "weight_decay": settings.weight_decay},
+        {"params": [p for p in others if p.dim() < 2], "weight_decay": 0.0},
     ]
-    return torch.optim.AdamW(
-        groups,
-        lr=settings.learning_rate,
-        betas=(settings.beta1, settings.beta2),
-        eps=settings.epsilon,
-        fused=True,
-    )
+    values: dict[str, Any] = {
+        "lr": settings.learning_rate,
+        "betas": (settings.beta1, settings.beta2),
+        "eps": settings.epsilon,
+        "fused": True,
+    }
+    if settings.optimizer == "adamw":
+        return torch.optim.AdamW(groups, **values)
+    from codeparrot.muon import MuonAdamW
+
+    for parts in sorted(set(hidden.values())):
+        chosen = [parameters[name] for name in hidden if hidden[name] == parts]
+        groups.append({"params": chosen, "weight_decay": settings.weight_decay, "parts": parts})
+    return MuonAdamW(groups, momentum=settings.muon_momentum, **values)
+
+
+def _hidden(model: "torch.nn.Module", parameters: "Mapping[str, torch.Tensor]") -> dict[str, int]:
+    """The matrices of the layers by name, and how many of the same kind stand side by side in each."""
+    import torch
+
+    outer = {id(module.weight) for module in model.modules() if isinstance(module, torch.nn.Embedding)}
+    head = getattr(model, "get_output_embeddings", lambda: None)()
+    if isinstance(head, torch.nn.Module):
+        outer |= {id(parameter) for parameter in head.parameters()}
+    return {
+        name: NUM_FUSED if name.endswith(FUSED) else 1
+        for name, parameter in parameters.items()
+        if parameter.dim() == 2 and id(parameter) not in outer
+    }

@@ -10,6 +10,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
+from codeparrot.model import architecture_of
+
 if TYPE_CHECKING:
     import torch
     from torch import nn
@@ -61,7 +63,8 @@ def _shard(loss: "nn.Module", world: World) -> None:
     from torch.distributed.fsdp import fully_shard
 
     mesh = init_device_mesh(world.device.split(":")[0], (world.world_size,))
-    blocks: Any = loss.get_submodule("model.transformer.h")
+    model: Any = loss.get_submodule("model")
+    blocks: Any = model.get_submodule(architecture_of(model.config).blocks)
     for block in blocks:
         fully_shard(block, mesh=mesh)
     fully_shard(loss, mesh=mesh)

@@ -4,9 +4,16 @@ Each settings class stands beside the code that uses it; `config.py` composes th
 """
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, TypeVar
+from typing import Any, ClassVar, TypeVar
 
-from pydantic import BaseModel, ConfigDict, NonNegativeFloat, ValidationError
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    NonNegativeFloat,
+    SerializerFunctionWrapHandler,
+    ValidationError,
+    model_serializer,
+)
 
 from codeparrot.errors import ConfigError
 
@@ -22,6 +29,17 @@ class Settings(BaseModel):
     """Frozen, closed settings: an unknown key is an error, never ignored."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, use_attribute_docstrings=True)
+
+    LATER: ClassVar[frozenset[str]] = frozenset()
+    """Settings that outputs made before them do not name. As long as they have their defaults they are not dumped, so
+    such outputs keep their identity."""
+
+    @model_serializer(mode="wrap")
+    def _dumped(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        values: dict[str, Any] = dump(self)
+        fields = type(self).model_fields
+        same = {name for name in self.LATER if getattr(self, name) == fields[name].default}
+        return {name: value for name, value in values.items() if name not in same}
 
 
 def validate(model: type[T], values: Mapping[str, Any], where: str) -> T:

@@ -12,15 +12,32 @@ NUM_TRIALS = 5
 SIZE_CPU, SIZE_GPU = 768, 8192
 
 
-def flops_per_token(config: "transformers.GPT2Config", num_parameters: int) -> float:
+def flops_per_token(config: "transformers.PreTrainedConfig", num_parameters: int) -> float:
     """Floating-point operations of a forward and a backward pass for one token.
 
-    6 N + 12 L T d (Chowdhery et al., PaLM, 2022, appendix B), with N without the position embeddings, which are
-    looked up; the token embeddings count once, as the output layer. Activation checkpointing computes more, which
+    6 N + 12 L T d (Chowdhery et al., PaLM, 2022, appendix B), with N without what is only looked up: position
+    embeddings, and token embeddings that are not the output layer too. Activation checkpointing computes more, which
     does not count as useful.
     """
-    matmul_parameters = num_parameters - config.n_positions * config.n_embd
-    return float(6 * matmul_parameters + 12 * config.n_layer * config.n_positions * config.n_embd)
+    length, width = config.max_position_embeddings, config.hidden_size
+    looked_up = 0 if config.model_type == "nanochat" else length * width
+    if not config.tie_word_embeddings:
+        looked_up += config.vocab_size * width
+    return float(6 * (num_parameters - looked_up) + 12 * config.num_hidden_layers * num_seen(config) * width)
+
+
+def num_seen(config: "transformers.PreTrainedConfig") -> int:
+    """T above: how many tokens each is compared with, those after it among them, as is usual; or what costs as much."""
+    from codeparrot import attention
+
+    length = int(config.max_position_embeddings)
+    kind = getattr(config, "attention_kind", None)
+    if kind is None:
+        return length
+    if kind == "linear":  # pairs in a chunk; the state, read and written
+        return min(length, attention.CHUNK + int(config.hidden_size // config.num_attention_heads))
+    reach = attention.reach_of(config)
+    return min(length, reach.window or reach.num_blocks * reach.block + reach.num_global)
 
 
 def peak_flops(device: str, precision: str) -> float:

@@ -19,12 +19,12 @@ from typing import TYPE_CHECKING, Any
 from codeparrot.checkpoint import Checkpoint
 from codeparrot.checkpoint_writer import CheckpointWriter
 from codeparrot.data_order import rank_rows, spread
-from codeparrot.dataloader import batch_of, num_predicted
+from codeparrot.dataloader import num_predicted
 from codeparrot.draws import key
 from codeparrot.errors import CheckpointError, TrainingError
 from codeparrot.manifest import json_lines
 from codeparrot.model import build_model, model_config
-from codeparrot.optimizer import build_optimizer, learning_rate
+from codeparrot.optimizer import build_optimizer, learning_rate, set_learning_rates
 from codeparrot.parallel import Agreement, World, exchanging, parallelize, reshard, whole
 from codeparrot.precision import autocast, choose_precision
 from codeparrot.run_record import METRICS, write_record
@@ -158,8 +158,7 @@ def train_step(trainer: Trainer) -> "tuple[torch.Tensor, torch.Tensor]":
     norm = whole(torch.nn.utils.clip_grad_norm_(trainer.model.parameters(), limit, foreach=True))
     trainer.bad_step.copy_(torch.where((trainer.bad_step < 0) & ~torch.isfinite(norm), trainer.step, trainer.bad_step))
     trainer.optimizer.found_inf = (trainer.bad_step >= 0).float()  # type: ignore[attr-defined]
-    for group in trainer.optimizer.param_groups:
-        group["lr"] = learning_rate(trainer.step, settings.max_steps, settings)
+    set_learning_rates(trainer.optimizer, trainer.step, settings.max_steps, settings)
     trainer.optimizer.step()
     trainer.optimizer.zero_grad(set_to_none=True)
     trainer.step += 1
@@ -167,13 +166,13 @@ def train_step(trainer: Trainer) -> "tuple[torch.Tensor, torch.Tensor]":
 
 
 def _micro_batches(trainer: Trainer, rows: Any) -> "Iterator[tuple[tuple[torch.Tensor, ...], bool]]":
-    """(what `dataloader.batch_of` gives, on the device; whether it is the last of the step)."""
+    """(what to call the model with; whether it is the last of the step)."""
     source, size = trainer.job.rows, trainer.job.train.micro_batch_size
     position = trainer.step * trainer.job.train.global_batch_size
     source.prefetch(trainer.order.shards(position, WINDOWS_AHEAD))
     for start in range(0, len(rows), size):
         with trainer.clock.waiting("data"):
-            part = batch_of(source, rows[start : start + size], trainer.world.device)
+            part = trainer.batch(source, rows[start : start + size])
         yield part, start + size >= len(rows)
 
 
@@ -190,7 +189,7 @@ def validation_loss(trainer: Trainer) -> float:
         for start in range(0, len(chosen), size * world.world_size):  # as many forward passes on every rank
             batch = chosen[start : start + size * world.world_size]
             mine = batch[world.rank :: world.world_size]
-            nll = trainer.parallel(*batch_of(rows, mine or batch[:1], world.device))
+            nll = trainer.parallel(*trainer.batch(rows, mine or batch[:1]))
             total += nll if mine else 0.0
     reshard(trainer.parallel)
     return _sum_over_ranks(trainer, total).item() / num_predicted(rows, chosen)

@@ -16,8 +16,8 @@ if TYPE_CHECKING:
     import torch
     from torch import nn
 
-MOMENTS = ("step", "exp_avg", "exp_avg_sq")
-"""What AdamW keeps of a parameter."""
+MOMENTS = ("step", "exp_avg", "exp_avg_sq", "momentum")
+"""What an optimizer keeps of a parameter: AdamW the first three, Muon the last."""
 
 
 def snapshot(
@@ -58,8 +58,10 @@ def _tensors(
     """(kind, name, tensor) in the same order on all ranks."""
     for name, parameter in parameters.items():
         yield "model", name, parameter
+        kept = optimizer.state[parameter]
         for moment in MOMENTS:
-            yield "optimizer", f"{name}:{moment}", optimizer.state[parameter][moment]
+            if moment in kept:
+                yield "optimizer", f"{name}:{moment}", kept[moment]
 
 
 def _host_copy(tensor: "torch.Tensor", host: "dict[str, torch.Tensor]", name: str) -> "torch.Tensor":

@@ -1,6 +1,6 @@
 """What a training run is: its settings, its inputs, who watches over it, and where it is."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
@@ -9,7 +9,7 @@ from pydantic import Field, PositiveInt, model_validator
 from codeparrot.checkpoint import CheckpointStore
 from codeparrot.checkpoint_writer import CheckpointSettings, CheckpointWriter
 from codeparrot.data_order import Order
-from codeparrot.dataloader import CACHE_BYTES, PackedRows, Rows
+from codeparrot.dataloader import CACHE_BYTES, PackedRows, Rows, batch_of
 from codeparrot.model import ModelSettings
 from codeparrot.optimizer import OptimizerSettings
 from codeparrot.parallel import Agreement, ParallelKind, World
@@ -17,6 +17,8 @@ from codeparrot.settings import Resources
 from codeparrot.stopwatch import Stopwatch
 
 if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
     import torch
     from torch import nn
 
@@ -96,6 +98,8 @@ class TrainSettings(OptimizerSettings):
             raise ValueError(
                 f"global_batch_size ({self.global_batch_size}) must be at least num_workers ({self.num_workers})"
             )
+        if self.optimizer == "muon" and self.parallel == "fsdp":
+            raise ValueError("optimizer muon needs whole matrices on every rank: set parallel to ddp")
         if self.min_workers is not None and self.min_workers > self.num_workers:
             raise ValueError(f"min_workers ({self.min_workers}) must be at most num_workers ({self.num_workers})")
         return self
@@ -184,6 +188,10 @@ class Trainer:
     """Since the last log line."""
     host: "dict[str, torch.Tensor]" = field(default_factory=dict)
     """Memory for the copies of checkpoints."""
+
+    def batch(self, rows: Rows, indices: "Sequence[int] | npt.NDArray[np.int64]") -> "tuple[torch.Tensor, ...]":
+        """These rows as the model is called with, on the device."""
+        return batch_of(rows, indices, self.world.device, within_documents=self.job.model.attention == "document")
 
     def evaluations(self) -> list[tuple[int, float]]:
         """(step, validation loss) of every evaluation so far."""

@@ -15,6 +15,7 @@ from codeparrot.breakdown import Costs, Origins, added, joined, piece_costs
 from codeparrot.dataloader import PackedRows
 from codeparrot.evaluate import token_nll
 from codeparrot.manifest import Manifest
+from codeparrot.model import sees_documents_alone
 from codeparrot.pretrained import Pretrained, load_pretrained
 from codeparrot.provenance import shard_index, whole_index
 from codeparrot.storage import Storage, open_storage
@@ -61,7 +62,10 @@ def batch_costs(indices: Sequence[int], *, uri: str, packed: Manifest, tokenizer
     tokens = rows.tensor(indices)
     with torch.inference_mode():
         loaded = model.load().model
-        nll = token_nll(loaded, tokens.to(loaded.device)).double().cpu().numpy()
+        positions = None
+        if sees_documents_alone(loaded.config):
+            positions = torch.from_numpy(rows.positions(indices)).to(loaded.device)
+        nll = token_nll(loaded, tokens.to(loaded.device), positions).double().cpu().numpy()
     sizes = kept_encoder(tokenizer_json).token_bytes()[tokens.numpy()]
     # The first token of a row is not predicted.
     seen = np.ones_like(sizes)

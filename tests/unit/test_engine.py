@@ -13,6 +13,7 @@ from codeparrot.completion import Completion, Event, Request, Row, completion
 from codeparrot.engine import Engine, EngineSettings, require_decoder
 from codeparrot.errors import GenerationError
 from codeparrot.exported import Pretrained
+from codeparrot.model import ModelSettings, build_model, model_config
 from codeparrot.vocabulary import Vocabulary
 
 PROMPTS = ["def ", "import numpy as np\n", "class A:\n    def __init__(self", "x = ", "", "\u20ac \u00e9" * 3, "def "]
@@ -239,6 +240,19 @@ def test_rotary_positions_and_grouped_heads_are_decoded_too(tiny: Pretrained) ->
         initializer_range=0.3,
     )
     model: Any = LlamaForCausalLM(config).eval()
+    asked = [Request(range(1, 8 + 5 * number), 20, temperature=number % 2, seed=number) for number in range(5)]
+    made = Engine(model, Vocabulary(tiny.tokenizer)).complete(asked)
+    ids = torch.tensor([list(asked[0].prompt_ids)])
+    whole = model.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=20, do_sample=False, pad_token_id=0)
+    assert list(made[0].token_ids) == whole[0, ids.shape[1] :].tolist()
+    assert made == Engine(model, Vocabulary(tiny.tokenizer), EngineSettings(max_batch_size=1)).complete(asked)
+
+
+def test_nanochat_is_decoded_too(tiny: Pretrained) -> None:
+    sizes = ModelSettings(architecture="nanochat", n_layer=2, n_head=4, n_embd=32)
+    model: Any = build_model(model_config(sizes, vocab_size=600, max_seq_len=CONTEXT, eos_token_id=0), seed=0).eval()
+    for parameter in model.parameters():
+        parameter.data *= 3
     asked = [Request(range(1, 8 + 5 * number), 20, temperature=number % 2, seed=number) for number in range(5)]
     made = Engine(model, Vocabulary(tiny.tokenizer)).complete(asked)
     ids = torch.tensor([list(asked[0].prompt_ids)])

@@ -56,6 +56,21 @@ def test_an_exported_folder_is_loaded_as_it_is(store: Store, tmp_path: Path) -> 
     assert loaded.source == str(tmp_path / "export")
 
 
+def test_a_model_of_another_architecture_is_exported_and_loaded_by_transformers_alone(tmp_path: Path) -> None:
+    from transformers import AutoModelForCausalLM, NanoChatForCausalLM
+
+    store = Store(tmp_path, architecture="nanochat")
+    trained = store.train("open", 10)
+    assert store.call("export", "open", "--to", str(tmp_path / "export")) == 0
+    plain = AutoModelForCausalLM.from_pretrained(tmp_path / "export")
+    assert isinstance(plain, NanoChatForCausalLM)
+    assert plain.config.max_position_embeddings == trained.config.max_position_embeddings
+    ids = torch.arange(12)[None]
+    assert torch.equal(plain(ids).logits, trained.eval()(ids).logits)
+    assert torch.equal(weights(load_pretrained("open", store.storage).model), weights(plain))
+    assert "NanoChat architecture" in (tmp_path / "export/README.md").read_text()
+
+
 def test_what_is_not_there_is_told_with_what_is(store: Store, tmp_path: Path) -> None:
     for where, storage, message in (
         (

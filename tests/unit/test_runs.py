@@ -74,12 +74,12 @@ EXPORTED_CARD = {f"data-{name}": data for name, data in DATA_CARD.items()}
 class Store:
     """A store with a corpus and a tokenizer, in which runs are made as training makes them."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, **model: Any) -> None:
         self.storage = LocalStorage(str(folder / "store"))
         self.recipe_file = folder / "recipe.yaml"
         values = yaml.safe_load((ROOT / "recipes/tiny.yaml").read_text())
         values["storage"] = {"uri": str(folder / "store")}
-        values["model"] = {"n_layer": 1, "n_head": 2, "n_embd": 8}
+        values["model"] = {"n_layer": 1, "n_head": 2, "n_embd": 8, **model}
         values["train"] |= {"max_steps": 30, "checkpoint": {"every_steps": 10, "keep_every_steps": 20}}
         self.recipe_file.write_text(yaml.safe_dump(values))
         text = "".join(f"def f{number}(a, b):\n    return a + {number} * b\n" for number in range(60))
@@ -137,7 +137,8 @@ class Store:
             model(input_ids=torch.arange(MAX_SEQ_LEN)[None] + step).logits.square().mean().backward()
             optimizer.step()
             history.append({"kind": "evaluation", "step": step, "validation_loss": 6 - step / 10})
-            others = {"train_state.json": state_json({"step": step}), METRICS: json_lines(history)}
+            state = {"step": step, "position": 8 * step, "tokens_seen": 8 * step * MAX_SEQ_LEN}
+            others = {"train_state.json": state_json(state), METRICS: json_lines(history)}
             for rank in range(WORLD_SIZE):
                 checkpoints.write_part(step, rank, snapshot(model, optimizer, World(rank, WORLD_SIZE), others, {})())
             parts = checkpoints.parts(step, WORLD_SIZE)

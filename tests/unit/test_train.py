@@ -62,13 +62,16 @@ def packed_corpus(storage: LocalStorage, *, padded: bool = False) -> Manifest:
     return attempt.commit(files, {"max_seq_len": MAX_SEQ_LEN, "rows_per_shard": 11, "splits": splits})
 
 
-def job(folder: Path, *, run: str = "run", dropout: float = 0.0, **settings: Any) -> TrainingJob:
+def job(
+    folder: Path, *, run: str = "run", dropout: float = 0.0, model: Mapping[str, Any] | None = None, **settings: Any
+) -> TrainingJob:
     storage = LocalStorage(str(folder / "storage"))
     packed = packed_corpus(storage)
+    sizes = {"n_layer": 1, "n_head": 2, "n_embd": 8, "dropout": dropout, **(model or {})}
     train_settings = TrainSettings(**{**SETTINGS, **settings})
     checkpoints = CheckpointStore(storage, run, Identity(train_settings.identity(), {"packed": packed.digest}))
     return TrainingJob(
-        model=ModelSettings(n_layer=1, n_head=2, n_embd=8, dropout=dropout),
+        model=ModelSettings.model_validate(sizes),
         train=train_settings,
         seed=3,
         vocab_size=VOCAB_SIZE,
@@ -154,6 +157,42 @@ def test_a_run_killed_after_any_step_ends_with_the_same_weights_and_the_same_cur
     last = (kill_at - 1) // 2 * 2  # a checkpoint at every second step; the kill comes before that of its own step
     assert all(step <= last and step % 2 == 0 for step in watching.told("resumed"))
     assert learned(resumed) == learned(undisturbed)
+
+
+MODERN: dict[str, Any] = {"model": {"architecture": "nanochat"}, "optimizer": "muon", "muon_learning_rate": 2e-2}
+
+
+@pytest.mark.parametrize("kind", [MODERN, {**MODERN, "model": {}}], ids=["nanochat", "gpt2"])
+def test_with_muon_a_killed_run_ends_with_the_same_weights_and_the_same_curve(
+    tmp_path: Path, kind: dict[str, Any]
+) -> None:
+    undisturbed = fit(job(tmp_path, run="a", **kind), World(), Unsupervised())
+
+    def kill(event: Mapping[str, Any]) -> None:
+        if event["kind"] == "step" and event["step"] == 5:
+            raise Killed
+
+    with pytest.raises(Killed):
+        fit(job(tmp_path, run="b", **kind), World(), Watching(kill))
+    settle()
+    watching = Watching()
+    resumed = fit(job(tmp_path, run="b", **kind), World(), watching)
+    assert watching.told("resumed") in ([2], [4])
+    assert weights(resumed) == weights(undisturbed)
+    assert learned(resumed) == learned(undisturbed)
+
+
+def test_with_muon_two_ranks_learn_what_one_does_and_go_on_with_its_checkpoint(tmp_path: Path, free_port: int) -> None:
+    one = fit(job(tmp_path, run="one", **MODERN), World(), Unsupervised())
+    fit(job(tmp_path, run="two", **MODERN), World(), Watching(stop_at=1))
+    two = with_ranks(tmp_path, "two", free_port, **MODERN)
+    assert_same_learning(two["history"], learned(one))
+
+
+def test_nanochat_sharded_over_ranks_learns_the_same(tmp_path: Path, free_port: int) -> None:
+    kind: dict[str, Any] = {"model": {"architecture": "nanochat"}}
+    one = fit(job(tmp_path, run="one", **kind), World(), Unsupervised())
+    assert_same_learning(with_ranks(tmp_path, "two", free_port, parallel="fsdp", **kind)["history"], learned(one))
 
 
 def test_a_finished_run_does_nothing_more(tmp_path: Path) -> None:
