@@ -31,8 +31,10 @@ Nothing here imports ray or kubernetes, so every piece runs in a plain test or u
     words              how often each word of a corpus occurs
     merges             what a byte-level BPE learns, by the fast back end or from counts of words
     tokenizer          byte-level BPE, trained and applied in bulk
+    objectives         what is asked of rows: the next token, masked tokens, spans; and what is to be filled
     best_fit           numbers of rows filled with numbers of pieces, by best-fit decreasing
     packing            documents to rows, with a ledger that balances
+    infilling          documents told as beginning, end, middle
     provenance         where every row comes from, and which rows held which repository
     attention          within a window, in sparse blocks, or linear in the length; exported beside weights
     model              GPT-2 or NanoChat from a local configuration, and its files for the hub
@@ -61,6 +63,7 @@ Nothing here imports ray or kubernetes, so every piece runs in a plain test or u
     completion         what is asked of a model, and what comes of it
     engine             many completions at once
     generate           completions of the recipe's prompts
+    fill               what models that are no decoders put into the holes of a prompt
     libc               system calls that Python has no function for
     seccomp            which system calls a program of a model may make
     landlock           which files a program of a model may open

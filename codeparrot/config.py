@@ -4,7 +4,7 @@ import json
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, ClassVar
 
 import yaml
 from pydantic import Field, model_validator
@@ -15,6 +15,7 @@ from codeparrot.evaluate import EvaluateSettings
 from codeparrot.generate import GenerateSettings
 from codeparrot.humaneval_samples import HumanEvalSettings
 from codeparrot.model import ModelSettings
+from codeparrot.objectives import CausalSettings, ObjectiveSettings, fills_holes, require_holes
 from codeparrot.packing import PackSettings
 from codeparrot.settings import Settings, validate
 from codeparrot.sources import CollectSettings
@@ -26,8 +27,14 @@ from codeparrot.training_job import TrainSettings
 MAX_NAME_LENGTH = 40  # a RayJob's name, made from it, may have 47 characters
 
 
+OF_OBJECTIVE = {"masked": "modernbert", "span": "t5"}
+"""The architecture that an objective needs; all others, a decoder."""
+
+
 class Recipe(Settings):
     """A whole run."""
+
+    LATER: ClassVar[frozenset[str]] = frozenset({"objective"})
 
     run_name: Annotated[str, Field(pattern=r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?$", max_length=MAX_NAME_LENGTH)]
     """Lower-case letters, digits and hyphens: it becomes part of paths and of Kubernetes names."""
@@ -37,6 +44,8 @@ class Recipe(Settings):
     collect: CollectSettings
     curate: CurateSettings
     tokenizer: TokenizerSettings
+    objective: ObjectiveSettings = CausalSettings()
+    """What the model learns to do: `{kind: causal}`, `fim`, `masked` or `span`."""
     pack: PackSettings
     model: ModelSettings
     train: TrainSettings
@@ -59,6 +68,25 @@ class Recipe(Settings):
                 f"generate.max_new_tokens ({self.generate.max_new_tokens}) must be less than pack.max_seq_len "
                 f"({self.pack.max_seq_len}): the model sees no more"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _objective_fits(self) -> "Recipe":
+        kind, architecture = self.objective.kind, self.model.architecture
+        wanted = OF_OBJECTIVE.get(kind, "gpt2" if architecture in OF_OBJECTIVE.values() else architecture)
+        if architecture != wanted:
+            raise ValueError(
+                f"model.architecture {architecture} cannot be trained with objective.kind {kind}: set it to {wanted}"
+            )
+        if fills_holes(self.objective):
+            for name, part in {"evaluate.tasks": self.evaluate.tasks, "humaneval": self.humaneval}.items():
+                if part is not None:
+                    raise ValueError(f"{name} is for models that go on with a text: set it to null with {kind}")
+        for prompt in self.generate.prompts:
+            if not isinstance(prompt, str) and kind != "fim":
+                raise ValueError(f"generate.prompts: a suffix is for objective.kind fim, not for {kind}")
+            if isinstance(prompt, str):
+                require_holes(self.objective, prompt)
         return self
 
 

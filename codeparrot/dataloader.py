@@ -11,7 +11,7 @@ import os
 import re
 import tempfile
 import threading
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +22,7 @@ from codeparrot.boundaries import positions, row_starts, segments
 from codeparrot.data_order import DataOrder, MixedOrder
 from codeparrot.errors import EmptyCorpusError, ManifestError
 from codeparrot.manifest import File, Manifest
+from codeparrot.objectives import Arrays
 from codeparrot.storage import NO_SPACE, Storage, alone, default_cache, make_private, persist, sha256_hex
 
 if TYPE_CHECKING:
@@ -276,24 +277,24 @@ class MixedRows:
 Rows = PackedRows | MixedRows
 
 
-def num_predicted(rows: Rows, indices: Sequence[int] | npt.NDArray[np.int64]) -> int:
-    """How many tokens of these rows are predicted: all but the first of each, and the padding."""
-    return int((rows.lengths(indices) - 1).sum())
-
-
 def batch_of(
-    rows: Rows, indices: Sequence[int] | npt.NDArray[np.int64], device: str = "cpu", *, within_documents: bool = False
+    rows: Rows,
+    indices: Sequence[int] | npt.NDArray[np.int64],
+    device: str,
+    ask: Callable[[npt.NDArray[np.int64], npt.NDArray[np.int64] | None], Arrays],
+    *,
+    within_documents: bool = False,
 ) -> "tuple[torch.Tensor, ...]":
-    """Token ids of these rows, (B, T), and if there is padding in the corpus the rows' lengths without it, (B,).
+    """What an objective asks of these rows, on the device.
 
-    `within_documents`: the lengths in any case, and positions that start anew with each document, (B, T). Raises
-    ManifestError if the rows were packed without what is asked for.
+    `ask`: takes their token ids, (B, T), and if there is padding in the corpus the rows' lengths without it, (B,).
+    `within_documents`: the lengths in any case, and in the end positions that start anew with each document, (B, T).
+    Raises ManifestError if the rows were packed without what is asked for.
     """
     import torch
 
-    batch = [rows.tensor(indices)]
-    if rows.has_padding or within_documents:
-        batch.append(torch.from_numpy(rows.lengths(indices)))
+    lengths = rows.lengths(indices) if rows.has_padding or within_documents else None
+    batch = [torch.from_numpy(array) for array in ask(rows.tensor(indices).numpy(), lengths)]
     if within_documents:
         batch.append(torch.from_numpy(rows.positions(indices)))
     if device.startswith("cuda"):

@@ -5,6 +5,9 @@ So no random state has to be kept, and a choice never depends on the order in wh
 
 import hashlib
 
+import numpy as np
+import numpy.typing as npt
+
 
 def key(seed: int, *purpose: str | int, num_bits: int = 63) -> int:
     """A number from 0 up to 2**num_bits: what `torch.manual_seed` takes, by default."""
@@ -15,3 +18,13 @@ def key(seed: int, *purpose: str | int, num_bits: int = 63) -> int:
 def uniform(seed: int, *purpose: str | int) -> float:
     """A number from 0 up to 1."""
     return key(seed, *purpose, num_bits=53) / 2**53
+
+
+def uniforms(of: int, count: int) -> npt.NDArray[np.float64]:
+    """So many numbers from 0 up to 1, of a `key`: shape (count,).
+
+    The bits of Philox (Salmon et al., "Parallel Random Numbers: As Easy as 1, 2, 3" (2011)), which NumPy keeps the same
+    in all its versions, unlike what its generators make of them.
+    """
+    bits = np.random.Philox(key=of).random_raw(count) >> np.uint64(11)
+    return bits.astype(np.float64) * 2.0**-53

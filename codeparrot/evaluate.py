@@ -14,6 +14,7 @@ import numpy.typing as npt
 from pydantic import PositiveInt
 
 from codeparrot.breakdown import Costs, by_position
+from codeparrot.objectives import Masked, Spans
 from codeparrot.settings import Resources, Settings
 from codeparrot.tasks import TaskSettings
 from codeparrot.vocabulary import Vocabulary
@@ -54,6 +55,34 @@ def token_nll(model: "nn.Module", rows: "torch.Tensor", positions: "torch.Tensor
     for row, logits in _rows_and_logits(model, rows, positions):
         losses.append(F.cross_entropy(logits[:-1].float(), row[1:], reduction="none"))
     return torch.stack(losses)
+
+
+def asked_costs(
+    model: "transformers.PreTrainedModel",
+    objective: Masked | Spans,
+    rows: npt.NDArray[np.int64],
+    lengths: npt.NDArray[np.int64] | None,
+    seed: int,
+    positions: Sequence[int],
+    token_bytes: npt.NDArray[np.int64],
+) -> Costs:
+    """What is asked of these rows has cost, each at its place: arrays of shape (B, T).
+
+    Not of all text, as a causal model's: the bytes are those of the tokens that are asked.
+    """
+    import torch
+
+    from codeparrot.loss import loss_of
+
+    placed = objective.placed(rows, lengths, seed, positions)
+    batch = (torch.from_numpy(array).to(model.device) for array in placed.batch)
+    nll = loss_of(model).token_nll(*batch).double().cpu().numpy().reshape(placed.places.shape)
+    at = np.arange(len(rows))[:, None], placed.places
+    costs = Costs(np.zeros(rows.shape), np.zeros(rows.shape, np.int64), np.zeros(rows.shape, np.int64))
+    np.add.at(costs.nll, at, nll * placed.kept)
+    np.add.at(costs.num_tokens, at, placed.kept)
+    np.add.at(costs.num_bytes, at, token_bytes[placed.targets] * placed.kept)
+    return costs
 
 
 def _rows_and_logits(

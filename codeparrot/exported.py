@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from codeparrot.errors import CheckpointError
 from codeparrot.manifest import Manifest
+from codeparrot.model import ARCHITECTURES
 from codeparrot.precision import choose_precision
 from codeparrot.storage import Storage
 
@@ -61,7 +62,8 @@ def load_folder(folder: str, source: str, *, device: str | None = None, precisio
     `device`: a GPU if there is one, unless named. `precision`: as `codeparrot.precision` chooses it.
     """
     import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
+    import transformers
+    from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerFast
     from transformers.utils.logging import disable_progress_bar
 
     import codeparrot.attention  # noqa: F401 - makes its models known: their code is ours, not the folder's
@@ -72,12 +74,15 @@ def load_folder(folder: str, source: str, *, device: str | None = None, precisio
     safely = {"trust_remote_code": False, "local_files_only": os.environ.get("HF_HUB_OFFLINE", "1") != "0"}
     if Path(folder).is_dir() and not (Path(folder) / TOKENIZER).is_file():  # transformers would make an empty one up
         raise CheckpointError(f"{source} has no {TOKENIZER}: only tokenizers of that format can be used")
+    of_kind = ARCHITECTURES["gpt2"]
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder, **safely)
-        model = AutoModelForCausalLM.from_pretrained(folder, use_safetensors=True, dtype=dtype, **safely)
+        of_kind = ARCHITECTURES.get(AutoConfig.from_pretrained(folder, **safely).model_type, ARCHITECTURES["gpt2"])
+        loader = getattr(transformers, of_kind.loader)
+        model = loader.from_pretrained(folder, use_safetensors=True, dtype=dtype, **safely)
     except Exception as error:  # files of strangers: every library reports them in its own way
         gist = " ".join(str(error).split())[:MAX_SHOWN_ERROR].replace(folder, source)
-        raise CheckpointError(f"{source} cannot be loaded as a causal language model: {gist}") from error
+        raise CheckpointError(f"{source} cannot be loaded as a {of_kind.task}: {gist}") from error
     if not isinstance(tokenizer, PreTrainedTokenizerFast):
         raise CheckpointError(f"{source} has no {TOKENIZER}: only tokenizers of that format can be used")
     return Pretrained(model.eval().to(device), tokenizer, source)

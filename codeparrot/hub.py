@@ -1,8 +1,8 @@
 """A checkpoint as the hub has models: weights, configuration, tokenizer, and a model card with its figures.
 
-`AutoModelForCausalLM.from_pretrained` loads the folder. The card says only what manifests in the store say of this very
-model: its data if they are still what it was trained on, the evaluation of its run if that is of these weights. What
-only a person can know stands in it as `<...>`.
+`AutoModelForCausalLM.from_pretrained`, or the class of its kind, loads the folder. The card says only what manifests in
+the store say of this very model: its data if they are still what it was trained on, the evaluation of its run if it is
+of these weights. What only a person can know stands in it as `<...>`.
 """
 
 import contextlib
@@ -14,7 +14,7 @@ from codeparrot import __version__
 from codeparrot.checkpoint import Checkpoint
 from codeparrot.errors import CheckpointError, ManifestError
 from codeparrot.manifest import Manifest, canonical, load_manifest
-from codeparrot.model import ARCHITECTURES, ModelSettings, build_model, export_files, model_config
+from codeparrot.model import ARCHITECTURES, ModelSettings, architecture_of, build_model, export_files, model_config
 from codeparrot.pages import markdown
 from codeparrot.run_record import METRICS
 from codeparrot.runs import validation_losses
@@ -160,6 +160,8 @@ def render_card(
         seed=settings["seed"],
         train=train,
         config=config,
+        loader=architecture_of(config).loader,
+        pipeline=architecture_of(config).pipeline,
         num_parameters=sum(parameter.numel() for parameter in model.parameters()),
         tokens_seen=checkpoint.step * train["global_batch_size"] * config.max_position_embeddings,
         losses=sorted(losses.items()),

@@ -24,6 +24,7 @@ from codeparrot.dataloader import MixedRows, PackedRows
 from codeparrot.errors import CodeParrotError, ManifestError
 from codeparrot.lease import Lease, holding
 from codeparrot.manifest import Manifest, require_manifest
+from codeparrot.objectives import fills_holes, identity_of, objective_of
 from codeparrot.parallel import World
 from codeparrot.storage import Storage, open_storage
 from codeparrot.train import fit
@@ -57,7 +58,12 @@ def checkpoint_store(
 ) -> CheckpointStore:
     """The checkpoints of the recipe's run on these inputs."""
     identity = Identity(
-        settings={"seed": recipe.seed, "model": recipe.model.model_dump(mode="json"), "train": recipe.train.identity()},
+        settings={
+            "seed": recipe.seed,
+            "model": recipe.model.model_dump(mode="json"),
+            "train": recipe.train.identity(),
+            **identity_of(recipe.objective),
+        },
         inputs={"packed": packed.digest, "tokenizer": tokenizer.digest}
         | {prefix: manifest.digest for prefix, manifest in others.items()},
         code=code_version("codeparrot.train"),
@@ -74,12 +80,18 @@ def checkpoint_store(
 
 
 def training_job(
-    recipe: Recipe, storage: Storage, packed: Manifest, others: Corpora, checkpoints: CheckpointStore
+    recipe: Recipe,
+    storage: Storage,
+    packed: Manifest,
+    tokenizer: Manifest,
+    others: Corpora,
+    checkpoints: CheckpointStore,
 ) -> TrainingJob:
-    """The job that a recipe describes, on these rows."""
+    """The job that a recipe describes, on these rows. Raises TokenizerError if the tokenizer lacks what it needs."""
     corpora = {OWN: packed, **others}
     weights = recipe.train.mixture or {OWN: 1}
     parts = [PackedRows(storage, corpora[name], "train", cache_bytes=recipe.train.cache_bytes) for name in weights]
+    tokenizer_json = tokenizer.read(storage, "tokenizer.json").decode() if fills_holes(recipe.objective) else ""
     return TrainingJob(
         model=recipe.model,
         train=recipe.train,
@@ -89,6 +101,7 @@ def training_job(
         rows=parts[0] if len(parts) == 1 else MixedRows(parts, tuple(weights.values())),
         validation=PackedRows(storage, packed, "validation", cache_bytes=recipe.train.cache_bytes),
         checkpoints=checkpoints,
+        objective=objective_of(recipe.objective, tokenizer_json, packed.counts["max_seq_len"]),
     )
 
 
@@ -135,7 +148,8 @@ def train(recipe: Recipe) -> int:
         if world.world_size > 1:
             distributed.broadcast_object_list(tokens)
         checkpoints.token = tokens[0]
-        trainer = fit(training_job(recipe, storage, packed, others, checkpoints), world, Terminal(lease))
+        job = training_job(recipe, storage, packed, tokenizer, others, checkpoints)
+        trainer = fit(job, world, Terminal(lease))
     if world.world_size > 1:
         distributed.destroy_process_group()
     return 3 if trainer.stopped else 0

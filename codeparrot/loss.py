@@ -7,7 +7,7 @@ What is kept for the backward pass are the gradients of hidden states and output
 `cross_entropy` over all logits, in another order of summation.
 """
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
@@ -16,27 +16,125 @@ CHUNK_BYTES = {"cpu": 4 * 2**20, "cuda": 512 * 2**20}
 """Of logits, in fp32: what fits into a core's cache; what fills a GPU."""
 
 
-class NextTokenLoss(nn.Module):
-    """A causal language model of `transformers`, to be called with rows and for their loss."""
+class Asked(NamedTuple):
+    """What a model says where it is asked."""
+
+    hidden: torch.Tensor
+    """Before the output matrix: shape (N, C)."""
+    targets: torch.Tensor
+    """Token ids: shape (N,)."""
+    kept: torch.Tensor | None
+    """Which of them count, shape (N,); None: all."""
+
+
+class Loss(nn.Module):
+    """A model of `transformers`, to be called with what an objective asks (`codeparrot.objectives`) and for its loss.
+
+    The loss is the summed negative log-likelihood of the tokens that are asked, in nats: a scalar, float64.
+    """
 
     def __init__(self, model: Any) -> None:
         super().__init__()
         self.model = model
 
-    def forward(
-        self, rows: torch.Tensor, lengths: torch.Tensor | None = None, positions: torch.Tensor | None = None
-    ) -> torch.Tensor:
-        """Summed negative log-likelihood of all tokens but the first of each row, in nats: a scalar, float64.
+    def forward(self, *batch: torch.Tensor) -> torch.Tensor:
+        asked = self.asked(*batch)
+        return summed_nll(asked.hidden, self.model.get_output_embeddings().weight, asked.targets, asked.kept)
 
-        `rows`: token ids of shape (B, T); `lengths`: how many of each are no padding, which is not predicted, (B,);
+    def token_nll(self, *batch: torch.Tensor) -> torch.Tensor:
+        """The same for each token, those that do not count included: shape (N,), float32."""
+        hidden, targets, _ = self.asked(*batch)
+        weight = self.model.get_output_embeddings().weight
+        size = max(1, CHUNK_BYTES["cuda"] // (4 * weight.shape[0]))
+        parts = [
+            nn.functional.cross_entropy((states @ weight.T).float(), wanted, reduction="none")
+            for states, wanted in zip(torch.split(hidden, size), torch.split(targets, size), strict=True)
+        ]
+        return torch.cat(parts)
+
+    def asked(self, *batch: torch.Tensor) -> Asked:
+        """The forward pass, up to the output matrix."""
+        raise NotImplementedError
+
+
+class NextTokenLoss(Loss):
+    """Of a decoder, and all tokens but the first of each row."""
+
+    def asked(  # type: ignore[override]
+        self, rows: torch.Tensor, lengths: torch.Tensor | None = None, positions: torch.Tensor | None = None
+    ) -> Asked:
+        """`rows`: token ids of shape (B, T); `lengths`: how many of each are no padding, which is not predicted, (B,);
         `positions`: of tokens in their documents, (B, T). Where they do not rise by one, a sequence begins for
         `transformers`, which sees none before.
         """
         where = {} if positions is None else {"position_ids": positions}
         hidden = self.model.base_model(input_ids=rows, use_cache=False, **where).last_hidden_state  # (B, T, C)
-        weight = self.model.get_output_embeddings().weight  # (V, C)
         kept = None if lengths is None else predicted(rows, lengths).flatten()
-        return summed_nll(hidden[:, :-1].flatten(0, 1), weight, rows[:, 1:].flatten(), kept)
+        return Asked(hidden[:, :-1].flatten(0, 1), rows[:, 1:].flatten(), kept)
+
+
+class MaskedTokenLoss(Loss):
+    """Of an encoder, and the tokens at some places of each row, which alone go through the output layer."""
+
+    def asked(  # type: ignore[override]
+        self,
+        rows: torch.Tensor,
+        places: torch.Tensor,
+        targets: torch.Tensor,
+        kept: torch.Tensor | None = None,
+        lengths: torch.Tensor | None = None,
+    ) -> Asked:
+        """`rows`: as they are shown, (B, T); `places`: offsets in them, (B, K), with `targets`, and which count."""
+        visible = {"full_attention": None if lengths is None else _visible(rows, lengths)}
+        hidden = self.model.base_model(input_ids=rows, attention_mask=visible).last_hidden_state  # (B, T, C)
+        states = hidden.gather(1, places.unsqueeze(2).expand(-1, -1, hidden.shape[2]))  # (B, K, C)
+        kept = None if kept is None else kept.flatten()
+        return Asked(self.model.head(states).flatten(0, 1), targets.flatten(), kept)
+
+
+class SpanLoss(Loss):
+    """Of an encoder that reads rows with holes and a decoder that writes what was in them."""
+
+    def asked(  # type: ignore[override]
+        self,
+        inputs: torch.Tensor,
+        targets: torch.Tensor,
+        num_inputs: torch.Tensor | None = None,
+        num_targets: torch.Tensor | None = None,
+    ) -> Asked:
+        """`inputs`: (B, I); `targets`: (B, O); how many of each are no padding, (B,)."""
+        model = self.model
+        visible = None if num_inputs is None else _before(inputs, num_inputs)
+        read = model.encoder(input_ids=inputs, attention_mask=visible).last_hidden_state  # (B, I, C)
+        before = targets.roll(1, 1)
+        before[:, 0] = model.config.decoder_start_token_id
+        hidden = model.decoder(
+            input_ids=before, encoder_hidden_states=read, encoder_attention_mask=visible, use_cache=False
+        ).last_hidden_state  # (B, O, C)
+        if model.config.scale_decoder_outputs:
+            hidden = hidden * model.model_dim**-0.5
+        kept = None if num_targets is None else _before(targets, num_targets).flatten()
+        return Asked(hidden.flatten(0, 1), targets.flatten(), kept)
+
+
+LOSSES: dict[str, type[Loss]] = {"modernbert": MaskedTokenLoss, "t5": SpanLoss}
+"""By the type of the model; of all others, the next token's."""
+
+
+def loss_of(model: Any) -> Loss:
+    """What to call for the loss of this model."""
+    return LOSSES.get(model.config.model_type, NextTokenLoss)(model)
+
+
+def _visible(rows: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
+    """What every token may see: all that is no padding. Shape (B, 1, T, T), bool."""
+    visible = _before(rows, lengths)
+    return visible[:, None, None, :].expand(-1, 1, rows.shape[1], -1)
+
+
+def _before(rows: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
+    """Which tokens of each row are no padding: the shape of `rows`, bool."""
+    return torch.arange(rows.shape[1], device=rows.device) < lengths.unsqueeze(1)
 
 
 def predicted(rows: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:

@@ -1,10 +1,12 @@
 """The model: of `transformers`, built from a local configuration, never from a hub.
 
 `save_pretrained`, `generate` and the hub's formats work as everywhere else, and an export loads with plain
-`AutoModelForCausalLM.from_pretrained(path)`.
+`AutoModelForCausalLM.from_pretrained(path)`, or `AutoModelForMaskedLM`, or `AutoModelForSeq2SeqLM`.
 
 `gpt2` is GPT-2. `nanochat` is what learns faster (docs/decisions/0016): rotary positions, normalised queries and keys,
-ReLU squared, norms and projections without parameters of their own or biases.
+ReLU squared, norms and projections without parameters of their own or biases. `modernbert` is an encoder, which sees
+what stands before and after, with rotary positions and attention to the whole row in every layer. `t5` is an encoder
+and a decoder.
 """
 
 import tempfile
@@ -30,9 +32,11 @@ class ModelSettings(Settings):
         {"architecture", "attention_window", "attention_block", "attention_num_blocks", "attention_num_global"}
     )
 
-    architecture: Literal["gpt2", "nanochat"] = "gpt2"
-    """nanochat: rotary positions, normalised queries and keys, ReLU squared; learns faster."""
+    architecture: Literal["gpt2", "nanochat", "modernbert", "t5"] = "gpt2"
+    """nanochat: rotary positions, normalised queries and keys, ReLU squared; learns faster. modernbert: an encoder, for
+    the objective `masked`. t5: an encoder and a decoder, for `span`."""
     n_layer: PositiveInt
+    """Of t5: in the encoder, and again in the decoder."""
     n_head: PositiveInt
     n_embd: PositiveInt
     dropout: float = Field(default=0.0, ge=0, lt=1)
@@ -59,13 +63,18 @@ class ModelSettings(Settings):
     def _heads_divide(self) -> "ModelSettings":
         if self.n_embd % self.n_head:
             raise ValueError(f"n_embd ({self.n_embd}) must be a multiple of n_head ({self.n_head})")
-        if self.architecture == "nanochat" and self.n_embd // self.n_head % 2:
+        if self.architecture in ROTARY and self.n_embd // self.n_head % 2:
             raise ValueError(
                 f"n_embd / n_head ({self.n_embd // self.n_head}) must be even: pairs of numbers are rotated"
             )
         if self.is_ours and self.architecture != "gpt2":
             raise ValueError(f"attention {self.attention} is one of architecture gpt2, not of {self.architecture}")
+        if self.attention not in ("sdpa", "eager") and self.architecture in NO_DECODERS:
+            raise ValueError(f"attention {self.attention} is one of decoders, not of {self.architecture}")
         return self
+
+
+CAUSAL = "causal language model"
 
 
 @dataclass(frozen=True)
@@ -76,15 +85,21 @@ class Architecture:
     """The class of its configuration, in `transformers` or `codeparrot.attention`."""
     model: str
     """The class of the model."""
-    arguments: Callable[[ModelSettings], dict[str, Any]]
-    """What its configuration is given besides vocabulary, length and sizes."""
+    arguments: Callable[[ModelSettings, int], dict[str, Any]]
+    """What its configuration is given besides vocabulary, length and sizes, by settings and end-of-text token."""
     embeddings: str
     """The parameter of shape (vocabulary, width)."""
-    blocks: str
-    """The module that lists its layers."""
+    blocks: tuple[str, ...]
+    """The modules that list its layers."""
+    task: str = CAUSAL
+    """What it is for."""
+    loader: str = "AutoModelForCausalLM"
+    """What loads its exports."""
+    pipeline: str = "text-generation"
+    """What the hub calls its use."""
 
 
-def _gpt2(settings: ModelSettings) -> dict[str, Any]:
+def _gpt2(settings: ModelSettings, _: int) -> dict[str, Any]:
     return {
         "activation_function": "gelu_pytorch_tanh",  # GPT-2's gelu_new in one kernel, which keeps one tensor, not five
         "embd_pdrop": settings.dropout,
@@ -93,9 +108,9 @@ def _gpt2(settings: ModelSettings) -> dict[str, Any]:
     }
 
 
-def _codeparrot(settings: ModelSettings) -> dict[str, Any]:
+def _codeparrot(settings: ModelSettings, eos_token_id: int) -> dict[str, Any]:
     return {
-        **_gpt2(settings),
+        **_gpt2(settings, eos_token_id),
         "attention_kind": settings.attention,
         "attention_window": settings.attention_window,
         "attention_block": settings.attention_block,
@@ -104,7 +119,7 @@ def _codeparrot(settings: ModelSettings) -> dict[str, Any]:
     }
 
 
-def _nanochat(settings: ModelSettings) -> dict[str, Any]:
+def _nanochat(settings: ModelSettings, _: int) -> dict[str, Any]:
     return {
         "intermediate_size": 4 * settings.n_embd,
         "attention_dropout": settings.dropout,
@@ -114,13 +129,62 @@ def _nanochat(settings: ModelSettings) -> dict[str, Any]:
     }
 
 
+def _modernbert(settings: ModelSettings, eos_token_id: int) -> dict[str, Any]:
+    return {
+        "intermediate_size": 8 * settings.n_embd // 3,  # gated, so three matrices: as many parameters as GPT-2's two
+        "layer_types": ["full_attention"] * settings.n_layer,
+        "embedding_dropout": settings.dropout,
+        "attention_dropout": settings.dropout,
+        "mlp_dropout": settings.dropout,
+        "decoder_bias": False,  # the loss takes a product with the embeddings
+        "pad_token_id": None,  # the token of that number would never be learned
+        "cls_token_id": eos_token_id,
+        "sep_token_id": eos_token_id,
+    }
+
+
+def _t5(settings: ModelSettings, eos_token_id: int) -> dict[str, Any]:
+    return {
+        "num_layers": settings.n_layer,
+        "num_decoder_layers": settings.n_layer,
+        "num_heads": settings.n_head,
+        "d_model": settings.n_embd,
+        "d_kv": settings.n_embd // settings.n_head,
+        "d_ff": 4 * settings.n_embd,
+        "dropout_rate": settings.dropout,
+        "pad_token_id": eos_token_id,
+        "decoder_start_token_id": eos_token_id,
+    }
+
+
+ROTARY, NO_DECODERS = ("nanochat", "modernbert"), ("modernbert", "t5")
 ARCHITECTURES = {
-    "gpt2": Architecture("GPT2Config", "GPT2LMHeadModel", _gpt2, "transformer.wte.weight", "transformer.h"),
+    "gpt2": Architecture("GPT2Config", "GPT2LMHeadModel", _gpt2, "transformer.wte.weight", ("transformer.h",)),
     "codeparrot": Architecture(
-        "CodeParrotConfig", "CodeParrotForCausalLM", _codeparrot, "transformer.wte.weight", "transformer.h"
+        "CodeParrotConfig", "CodeParrotForCausalLM", _codeparrot, "transformer.wte.weight", ("transformer.h",)
     ),
     "nanochat": Architecture(
-        "NanoChatConfig", "NanoChatForCausalLM", _nanochat, "model.embed_tokens.weight", "model.layers"
+        "NanoChatConfig", "NanoChatForCausalLM", _nanochat, "model.embed_tokens.weight", ("model.layers",)
+    ),
+    "modernbert": Architecture(
+        "ModernBertConfig",
+        "ModernBertForMaskedLM",
+        _modernbert,
+        "model.embeddings.tok_embeddings.weight",
+        ("model.layers",),
+        "masked language model",
+        "AutoModelForMaskedLM",
+        "fill-mask",
+    ),
+    "t5": Architecture(
+        "T5Config",
+        "T5ForConditionalGeneration",
+        _t5,
+        "shared.weight",
+        ("encoder.block", "decoder.block"),
+        "sequence-to-sequence model",
+        "AutoModelForSeq2SeqLM",
+        "text2text-generation",
     ),
 }
 """By the name that `transformers` gives to the type of a model."""
@@ -129,6 +193,11 @@ ARCHITECTURES = {
 def architecture_of(config: "transformers.PreTrainedConfig") -> Architecture:
     """How the model of a configuration is built."""
     return ARCHITECTURES[config.model_type]
+
+
+def task_of(config: "transformers.PreTrainedConfig") -> str:
+    """What a model of this configuration is for, which may be a stranger's."""
+    return ARCHITECTURES.get(config.model_type, ARCHITECTURES["gpt2"]).task
 
 
 def model_config(
@@ -145,7 +214,7 @@ def model_config(
         bos_token_id=eos_token_id,
         eos_token_id=eos_token_id,
         attn_implementation="eager" if settings.attention == "eager" else "sdpa",
-        **architecture.arguments(settings),
+        **architecture.arguments(settings, eos_token_id),
     )
     if settings.attention == "document":
         config.within_documents = True

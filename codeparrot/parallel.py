@@ -5,7 +5,7 @@ models that do not fit on one device (Zhao et al., "PyTorch FSDP", 2023). Seen f
 gradients are averaged over the ranks in the last micro-batch of a step.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
@@ -35,18 +35,20 @@ class World:
         return self.rank == 0
 
 
-def parallelize(model: "nn.Module", kind: ParallelKind, world: World, row: "torch.Tensor", *, compile: bool) -> Any:
-    """What to call with rows for their loss (`NextTokenLoss`); its parameters are the model's.
+def parallelize(
+    model: "nn.Module", kind: ParallelKind, world: World, batch: "Sequence[torch.Tensor]", *, compile: bool
+) -> Any:
+    """What to call with a batch for its loss (`codeparrot.loss`); its parameters are the model's.
 
-    `row`: any token ids of shape (1, T).
+    `batch`: any.
     """
     import torch
     from torch import distributed
     from torch.nn.parallel import DistributedDataParallel
 
-    from codeparrot.loss import NextTokenLoss
+    from codeparrot.loss import loss_of
 
-    loss = NextTokenLoss(model)
+    loss = loss_of(model)
     if world.world_size > 1:
         assert distributed.is_initialized(), "the process group of the ranks must exist before fit()"
     if world.world_size > 1 and kind == "fsdp":
@@ -54,7 +56,7 @@ def parallelize(model: "nn.Module", kind: ParallelKind, world: World, row: "torc
     callee: Any = torch.compile(loss) if compile else loss
     if world.world_size > 1 and kind == "ddp":
         callee = DistributedDataParallel(callee, gradient_as_bucket_view=True)
-        _settle_buckets(callee, row)
+        _settle_buckets(callee, batch)
     return callee
 
 
@@ -64,20 +66,20 @@ def _shard(loss: "nn.Module", world: World) -> None:
 
     mesh = init_device_mesh(world.device.split(":")[0], (world.world_size,))
     model: Any = loss.get_submodule("model")
-    blocks: Any = model.get_submodule(architecture_of(model.config).blocks)
-    for block in blocks:
-        fully_shard(block, mesh=mesh)
+    for name in architecture_of(model.config).blocks:
+        for block in model.get_submodule(name):
+            fully_shard(block, mesh=mesh)
     fully_shard(loss, mesh=mesh)
 
 
-def _settle_buckets(parallel: "nn.Module", row: "torch.Tensor") -> None:
+def _settle_buckets(parallel: "nn.Module", batch: "Sequence[torch.Tensor]") -> None:
     """One backward pass whose gradients are thrown away.
 
     DDP orders its gradient buckets anew after the first backward pass of a process, and a sum over ranks depends on
     where in a bucket a gradient lies, in the last bit. Without this, the first step after a restart would differ from
     the same step of an undisturbed run.
     """
-    parallel(row).backward()
+    parallel(*batch).backward()
     parallel.zero_grad(set_to_none=True)
 
 
@@ -115,6 +117,15 @@ def like(values: "torch.Tensor", tensor: "torch.Tensor") -> "torch.Tensor":
         whole_values, mesh = values.to(tensor.device), tensor.device_mesh
         return distribute_tensor(whole_values, mesh, tensor.placements, src_data_rank=None)
     return values.to(tensor.device)
+
+
+def sum_over_ranks(value: "torch.Tensor", world: World) -> "torch.Tensor":
+    """The value, which becomes the sum of those of all ranks. Collective."""
+    from torch import distributed
+
+    if world.world_size > 1:
+        distributed.all_reduce(value)
+    return value
 
 
 class Agreement:

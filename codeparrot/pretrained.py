@@ -17,7 +17,7 @@ from codeparrot.exported import Pretrained as Pretrained
 from codeparrot.exported import export_of, load_files, load_folder
 from codeparrot.hub import checkpoint_tokenizer, restored_model
 from codeparrot.manifest import load_manifest
-from codeparrot.model import export_files
+from codeparrot.model import CAUSAL, export_files, task_of
 from codeparrot.runs import choose_checkpoint, find_runs, prefix_of
 from codeparrot.storage import Storage, open_storage
 from codeparrot.tokenizer import Encoder
@@ -29,16 +29,25 @@ HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")
 
 
 def load_pretrained(
-    where: str, storage: Storage | None = None, *, device: str | None = None, precision: str = "auto"
+    where: str,
+    storage: Storage | None = None,
+    *,
+    device: str | None = None,
+    precision: str = "auto",
+    any_kind: bool = False,
 ) -> Pretrained:
     """The model at `where`. `storage`: in which run names are looked up; `device`: a GPU if there is one, unless named.
 
-    Raises CheckpointError that says what was looked for, ManifestError if a stored file is damaged.
+    Raises CheckpointError that says what was looked for, also if it is no causal language model, unless it may be of
+    `any_kind`; ManifestError if a stored file is damaged.
     """
     found, source = located(where, storage)
-    if isinstance(found, str):
-        return load_folder(found, source, device=device, precision=precision)
-    return load_files(found, source, device=device, precision=precision)
+    load = load_folder if isinstance(found, str) else load_files
+    loaded: Pretrained = load(found, source, device=device, precision=precision)  # type: ignore[arg-type]
+    task = task_of(loaded.model.config)
+    if task != CAUSAL and not any_kind:
+        raise CheckpointError(f"{source} is a {task}; this is for a {CAUSAL}")
+    return loaded
 
 
 def located(where: str, storage: Storage | None = None) -> tuple[str | Mapping[str, bytes], str]:

@@ -55,7 +55,7 @@ class ReportData:
     run: Mapping[str, Any]
     evaluation: Mapping[str, Any]
     completions: list[dict[str, str]]
-    """{"prompt", "completion"}."""
+    """{"prompt", "completion"}, and "suffix" where something follows."""
     history: list[dict[str, Any]]
     """Events of the run: {"kind": "step" | "evaluation", "step", ...}."""
     recipe: str

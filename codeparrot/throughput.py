@@ -12,18 +12,29 @@ NUM_TRIALS = 5
 SIZE_CPU, SIZE_GPU = 768, 8192
 
 
-def flops_per_token(config: "transformers.PreTrainedConfig", num_parameters: int) -> float:
-    """Floating-point operations of a forward and a backward pass for one token.
+def flops_per_token(
+    config: "transformers.PreTrainedConfig", num_parameters: int, sizes: tuple[int, int] | None = None
+) -> float:
+    """Floating-point operations of a forward and a backward pass for one token of a row.
 
     6 N + 12 L T d (Chowdhery et al., PaLM, 2022, appendix B), with N without what is only looked up: position
     embeddings, and token embeddings that are not the output layer too. Activation checkpointing computes more, which
-    does not count as useful.
+    does not count as useful. `sizes`: how many tokens of a row are read, and how many go through the output layer; of
+    an encoder and a decoder, go through the first and through the second. Not given: all of a row.
     """
     length, width = config.max_position_embeddings, config.hidden_size
-    looked_up = 0 if config.model_type == "nanochat" else length * width
+    looked_up = 0 if config.model_type in ("nanochat", "modernbert", "t5") else length * width
     if not config.tie_word_embeddings:
         looked_up += config.vocab_size * width
-    return float(6 * (num_parameters - looked_up) + 12 * config.num_hidden_layers * num_seen(config) * width)
+    read, written = sizes or (length, length)
+    output = config.vocab_size * width
+    layers = num_parameters - looked_up - output
+    pairs = read * min(read, num_seen(config))  # of tokens that may see each other
+    passed = layers * read
+    if config.is_encoder_decoder:  # per layer, 12 width**2 in the encoder and 16 width**2 in the decoder
+        pairs += written * written + read * written
+        passed = (12 * read + 16 * written) * layers // 28
+    return float((6 * (passed + output * written) + 12 * config.num_hidden_layers * width * pairs) / length)
 
 
 def num_seen(config: "transformers.PreTrainedConfig") -> int:

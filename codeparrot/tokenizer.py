@@ -1,14 +1,15 @@
 """Byte-level BPE: retrained on the corpus, and encoding in bulk.
 
 A general tokenizer spends a token on every space; one trained on Python knows its indentation. The tokenizer is
-GPT-2's kind (byte-level, its regular expression for words, one special token `<|endoftext|>`), stored as
-`tokenizer.json`, so that `AutoTokenizer.from_pretrained` loads it.
+GPT-2's kind (byte-level, its regular expression for words, the special token `<|endoftext|>`), stored as
+`tokenizer.json`, so that `AutoTokenizer.from_pretrained` loads it. An objective may need more special tokens; those
+have the last ids.
 
 `gigatoken` trains and encodes, tens of times faster than `tokenizers`, whose results are the reference. The two differ
 on characters that are new in Unicode (`codeparrot.characters`): texts with those are encoded by `tokenizers`. Against
 what nobody knows yet, excerpts of whatever is encoded are compared (`Encoder.checked`), and where the two differ
-`tokenizers` takes over. The special token never comes out of encoding: a document that contains the text
-`<|endoftext|>` is code about tokenizers, not the end of a document.
+`tokenizers` takes over. Special tokens never come out of encoding: a document that contains the text `<|endoftext|>` is
+code about tokenizers, not the end of a document.
 """
 
 import json
@@ -40,7 +41,9 @@ Texts: TypeAlias = "Sequence[str] | pa.ChunkedArray | pa.LargeStringArray"
 logger = logging.getLogger(__name__)
 
 EOS = "<|endoftext|>"
-NUM_BYTES = 256
+MASK = "<|mask|>"
+FIM_TOKENS = FIM_PREFIX, FIM_SUFFIX, FIM_MIDDLE = "<|fim_prefix|>", "<|fim_suffix|>", "<|fim_middle|>"
+NUM_BYTES, ASCII = 256, 127
 MIN_VOCAB_SIZE = NUM_BYTES + 1
 NUM_EXCERPTS, EXCERPT_BYTES = 16, 500
 NUM_LISTED = 20
@@ -50,12 +53,17 @@ class TokenizerSettings(Settings):
     """The tokenizer to train."""
 
     vocab_size: int = Field(default=32_768, ge=MIN_VOCAB_SIZE)
-    """Including 256 bytes and `<|endoftext|>`."""
+    """Including 256 bytes, `<|endoftext|>`, and the special tokens of the objective."""
     max_training_bytes: PositiveInt = 1_000_000_000
     """Text to learn merges from, about: of a larger corpus, documents are drawn until there is as much."""
     max_bytes_in_memory: PositiveInt = 1_000_000_000
     """Of more text than this, words are counted by tasks, shard by shard, and no machine holds it. The merges are the
     same."""
+
+
+def sentinel(number: int) -> str:
+    """What stands in the place of a span that was taken out, counted from 0, as T5 spells it."""
+    return f"<extra_id_{number}>"
 
 
 def byte_alphabet() -> dict[int, str]:
@@ -65,56 +73,70 @@ def byte_alphabet() -> dict[int, str]:
     return {byte: chr(byte) for byte in printable} | {byte: chr(NUM_BYTES + index) for index, byte in enumerate(others)}
 
 
-def train_tokenizer(texts: Sequence[bytes], vocab_size: int) -> str:
+def train_tokenizer(texts: Sequence[bytes], vocab_size: int, special: Sequence[str] = ()) -> str:
     """Learn `vocab_size` tokens from UTF-8 texts; returns the contents of a `tokenizer.json`.
 
-    Ids: 0 is `<|endoftext|>`, 1 to 256 the bytes, then the merges in the order they were learned. Raises
-    TokenizerError if the corpus does not support that many tokens.
+    Ids: 0 is `<|endoftext|>`, 1 to 256 the bytes, then the merges in the order they were learned, then the other
+    special tokens. Raises TokenizerError if the corpus does not support that many tokens.
     """
-    merges = fast_merges(texts, EOS, vocab_size)
-    return train_on_words(count_words(texts), vocab_size) if merges is None else _trained(merges, vocab_size)
+    require_room(vocab_size, special)
+    merges = fast_merges(texts, EOS, vocab_size - len(special))
+    if merges is None:
+        return train_on_words(count_words(texts), vocab_size, special)
+    return _trained(merges, vocab_size, special)
 
 
-def train_on_words(words: "pa.Table", vocab_size: int) -> str:
+def require_room(vocab_size: int, special: Sequence[str]) -> None:
+    """Raise TokenizerError unless all bytes have a token besides the special ones."""
+    if vocab_size < MIN_VOCAB_SIZE + len(special):
+        raise TokenizerError(
+            f"tokenizer.vocab_size: {vocab_size} has no room for 256 bytes, {EOS} and {len(special)} tokens of the "
+            f"objective; must be >= {MIN_VOCAB_SIZE + len(special)}"
+        )
+
+
+def train_on_words(words: "pa.Table", vocab_size: int, special: Sequence[str] = ()) -> str:
     """The same from counts of words (`codeparrot.words`)."""
     import pyarrow.compute as pc
 
+    require_room(vocab_size, special)
+    num_merges = vocab_size - len(special) - MIN_VOCAB_SIZE
     order = sorted(byte_alphabet().items(), key=lambda item: item[1])
     ids = np.empty(NUM_BYTES, np.int64)
     ids[[byte for byte, _ in order]] = np.arange(1, MIN_VOCAB_SIZE)
     tokens = [b"", *(bytes([byte]) for byte, _ in order)]
     merges = []
-    for left, right in learn_merges(words, ids, vocab_size - MIN_VOCAB_SIZE):
+    for left, right in learn_merges(words, ids, num_merges):
         merges.append((tokens[left], tokens[right]))
         tokens.append(tokens[left] + tokens[right])
-    if len(tokens) < vocab_size:
+    if len(merges) < num_merges:
         size = pc.sum(pc.multiply(pc.binary_length(words["word"]), words["count"])).as_py() or 0
         raise TokenizerError(
             f"tokenizer.vocab_size: {vocab_size} tokens asked for, but the corpus of {size:,} bytes supports only "
-            f"{len(tokens)}; lower it or add code"
+            f"{len(tokens) + len(special)}; lower it or add code"
         )
-    return _trained(merges, vocab_size)
+    return _trained(merges, vocab_size, special)
 
 
-def _trained(merges: Merges, vocab_size: int) -> str:
+def _trained(merges: Merges, vocab_size: int, special: Sequence[str]) -> str:
     alphabet = str.maketrans({chr(byte): character for byte, character in byte_alphabet().items()})
     pairs = [
         (left.decode("latin-1").translate(alphabet), right.decode("latin-1").translate(alphabet))
         for left, right in merges
     ]
-    tokens = [EOS, *sorted(byte_alphabet().values()), *map("".join, pairs)]
+    tokens = [EOS, *sorted(byte_alphabet().values()), *map("".join, pairs), *special]
     assert len(tokens) == vocab_size
-    return _tokenizer_json({token: index for index, token in enumerate(tokens)}, pairs)
+    return _tokenizer_json({token: index for index, token in enumerate(tokens)}, pairs, special)
 
 
-def _tokenizer_json(vocab: dict[str, int], merges: Sequence[tuple[str, str]]) -> str:
+def _tokenizer_json(vocab: dict[str, int], merges: Sequence[tuple[str, str]], special: Sequence[str] = ()) -> str:
     import tokenizers
     from tokenizers import decoders, models, pre_tokenizers
 
     tokenizer = tokenizers.Tokenizer(models.BPE(vocab=vocab, merges=list(merges)))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
-    tokenizer.add_special_tokens([EOS])
+    tokenizer.add_special_tokens([EOS, *special])
     return str(tokenizer.to_str())
 
 
@@ -128,6 +150,8 @@ def tokenizer_files(tokenizer_json: str, max_seq_len: int) -> dict[str, bytes]:
         "model_max_length": max_seq_len,
         "clean_up_tokenization_spaces": False,
     }
+    if any(token["content"] == MASK for token in json.loads(tokenizer_json)["added_tokens"]):
+        config["mask_token"] = MASK
     return {
         "tokenizer.json": tokenizer_json.encode(),
         "tokenizer_config.json": json.dumps(config, indent=2, sort_keys=True).encode(),
@@ -135,7 +159,7 @@ def tokenizer_files(tokenizer_json: str, max_seq_len: int) -> dict[str, bytes]:
 
 
 class Encoder:
-    """Text to token ids, in bulk, without the special token."""
+    """Text to token ids, in bulk, without special tokens."""
 
     def __init__(self, tokenizer_json: str, check: Texts = ()) -> None:
         """`check`: texts of which excerpts are compared."""
@@ -143,11 +167,14 @@ class Encoder:
         import tokenizers
 
         plain = json.loads(tokenizer_json)
-        special = {token["content"]: token["id"] for token in plain["added_tokens"]}
+        self.special: dict[str, int] = {token["content"]: token["id"] for token in plain["added_tokens"]}
+        """The ids of special tokens."""
         plain["added_tokens"] = []
         text = json.dumps(plain)
-        self.eos_token_id: int = special.get(EOS, plain["model"]["vocab"].get(EOS))
+        self.eos_token_id: int = self.special.get(EOS, plain["model"]["vocab"].get(EOS))
         self.vocab_size = max(plain["model"]["vocab"].values()) + 1
+        self.num_plain = self.vocab_size - len({EOS, *self.special})
+        """Tokens that stand for bytes; of our own tokenizers those with ids from 1."""
         self._slow = tokenizers.Tokenizer.from_str(text)
         self._fast: gigatoken.Tokenizer | None = gigatoken.Tokenizer.from_json(text)
         self._fast = self.checked(check)._fast
@@ -206,7 +233,7 @@ class Encoder:
         return str(self._slow.decode(list(ids), skip_special_tokens=False))
 
     def decode_bytes(self, ids: Sequence[int]) -> bytes:
-        """The exact bytes that tokens stand for; nothing for `<|endoftext|>`."""
+        """The exact bytes that tokens stand for; nothing for special ones."""
         return b"".join([self._bytes_of[index] for index in ids])
 
     @cached_property
@@ -214,13 +241,19 @@ class Encoder:
         unprintable = {character: byte for byte, character in byte_alphabet().items()}
         table = [b""] * self.vocab_size
         for token, index in self._slow.get_vocab(with_added_tokens=False).items():
-            if token != EOS:
+            if token != EOS and token not in self.special:
                 table[index] = bytes(unprintable[character] for character in token)
         return table
 
     def token_bytes(self) -> Int64:
-        """How many bytes of text each token stands for, 0 for `<|endoftext|>`: shape (vocab_size,)."""
+        """How many bytes of text each token stands for, 0 for special ones: shape (vocab_size,)."""
         return np.asarray([len(token) for token in self._bytes_of], dtype=np.int64)
+
+    def word_edges(self) -> npt.NDArray[np.bool_]:
+        """Whether each token begins, and ends, with a letter, digit or underscore, or a byte beyond ASCII: (2, V)."""
+        word = [bytes([byte]).isalnum() or byte == ord("_") or byte > ASCII for byte in range(NUM_BYTES)]
+        edges = [(word[token[0]], word[token[-1]]) if token else (False, False) for token in self._bytes_of]
+        return np.array(edges, np.bool_).T
 
     def token_newlines(self) -> npt.NDArray[np.uint16]:
         """How many line feeds each token holds: shape (vocab_size,)."""
@@ -285,10 +318,11 @@ def describe(tokenizer_json: str) -> dict[str, Any]:
 
     tokenizer = tokenizers.Tokenizer.from_str(tokenizer_json)
     unprintable = {character: byte for byte, character in byte_alphabet().items()}
+    special = {EOS, *(token.content for token in tokenizer.get_added_tokens_decoder().values())}
     vocab = {
         index: bytes(unprintable[character] for character in token).decode("utf-8", "backslashreplace")
         for token, index in tokenizer.get_vocab(with_added_tokens=False).items()
-        if token != EOS
+        if token not in special
     }
     words = {token.strip(" ") for token in vocab.values()}
     # Alone after a newline, or before a word: GPT-2's regular expression leaves the last space to the word.

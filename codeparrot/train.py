@@ -16,16 +16,18 @@ import time
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+import numpy.typing as npt
+
 from codeparrot.checkpoint import Checkpoint
 from codeparrot.checkpoint_writer import CheckpointWriter
 from codeparrot.data_order import rank_rows, spread
-from codeparrot.dataloader import num_predicted
 from codeparrot.draws import key
 from codeparrot.errors import CheckpointError, TrainingError
 from codeparrot.manifest import json_lines
 from codeparrot.model import build_model, model_config
 from codeparrot.optimizer import build_optimizer, learning_rate, set_learning_rates
-from codeparrot.parallel import Agreement, World, exchanging, parallelize, reshard, whole
+from codeparrot.parallel import Agreement, World, exchanging, parallelize, reshard, sum_over_ranks, whole
 from codeparrot.precision import autocast, choose_precision
 from codeparrot.run_record import METRICS, write_record
 from codeparrot.storage import persist, sha256_hex
@@ -102,9 +104,10 @@ def prepare(job: TrainingJob, world: World, supervisor: Supervisor) -> Trainer:
     model = build_model(config, job.seed).to(world.device)
     if settings.activation_checkpointing:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    num_parameters = sum(parameter.numel() for parameter in model.parameters())
     order = job.rows.order(job.seed, settings.shuffle_shards)
-    row = job.rows.tensor([0]).to(world.device)
-    parallel = parallelize(model, settings.parallel, world, row, compile=settings.compile)
+    batch = job.batch(job.rows, [0], world.device, job.seed, [0])
+    parallel = parallelize(model, settings.parallel, world, batch, compile=settings.compile)
     trainer: Trainer
 
     def committed(values: Mapping[str, Any]) -> None:
@@ -131,7 +134,7 @@ def prepare(job: TrainingJob, world: World, supervisor: Supervisor) -> Trainer:
         choose_precision(settings.precision, world.device),
         writer,
         torch.full((), -1, device=world.device),
-        flops_per_token(config, sum(parameter.numel() for parameter in model.parameters())),
+        flops_per_token(config, num_parameters, job.objective.sizes(max_seq_len)),
     )
     return trainer
 
@@ -144,10 +147,10 @@ def train_step(trainer: Trainer) -> "tuple[torch.Tensor, torch.Tensor]":
     torch.manual_seed(key(job.seed, "step", trainer.step, world.rank))
     batch = trainer.order.global_batch(trainer.step, settings.global_batch_size)
     trainer.rows_digest = sha256_hex(trainer.rows_digest.encode() + batch.astype("<i8").tobytes())
-    tokens = num_predicted(job.rows, batch)
+    tokens = job.objective.num_predicted(job.rows.lengths(batch))
     trainer.parallel.train()
     total = torch.zeros((), device=world.device)
-    for part, last in _micro_batches(trainer, rank_rows(batch, world.rank, world.world_size)):
+    for part, last in _micro_batches(trainer, batch):
         with exchanging(trainer.parallel, last):
             with autocast(trainer.precision, world.device):
                 loss = trainer.parallel(*part) / tokens
@@ -165,14 +168,17 @@ def train_step(trainer: Trainer) -> "tuple[torch.Tensor, torch.Tensor]":
     return total, norm
 
 
-def _micro_batches(trainer: Trainer, rows: Any) -> "Iterator[tuple[tuple[torch.Tensor, ...], bool]]":
-    """(what to call the model with; whether it is the last of the step)."""
-    source, size = trainer.job.rows, trainer.job.train.micro_batch_size
-    position = trainer.step * trainer.job.train.global_batch_size
-    source.prefetch(trainer.order.shards(position, WINDOWS_AHEAD))
+def _micro_batches(trainer: Trainer, batch: npt.NDArray[np.int64]) -> "Iterator[tuple[tuple[torch.Tensor, ...], bool]]":
+    """(what is asked of some of this rank's rows of a global batch, on the device; whether they are the last)."""
+    job, world, size = trainer.job, trainer.world, trainer.job.train.micro_batch_size
+    position = trainer.step * job.train.global_batch_size
+    job.rows.prefetch(trainer.order.shards(position, WINDOWS_AHEAD))
+    rows = rank_rows(batch, world.rank, world.world_size)
+    positions = rank_rows(position + np.arange(len(batch)), world.rank, world.world_size)
     for start in range(0, len(rows), size):
+        here = slice(start, start + size)
         with trainer.clock.waiting("data"):
-            part = trainer.batch(source, rows[start : start + size])
+            part = job.batch(job.rows, rows[here], world.device, job.seed, positions[here])
         yield part, start + size >= len(rows)
 
 
@@ -182,6 +188,7 @@ def validation_loss(trainer: Trainer) -> float:
 
     rows, world = trainer.job.validation, trainer.world
     chosen = spread(rows.num_rows, trainer.job.train.eval_rows)
+    seed = key(trainer.job.seed, "validation")
     size = trainer.job.train.micro_batch_size
     total = torch.zeros((), dtype=torch.float64, device=world.device)
     trainer.parallel.eval()
@@ -189,18 +196,12 @@ def validation_loss(trainer: Trainer) -> float:
         for start in range(0, len(chosen), size * world.world_size):  # as many forward passes on every rank
             batch = chosen[start : start + size * world.world_size]
             mine = batch[world.rank :: world.world_size]
-            nll = trainer.parallel(*trainer.batch(rows, mine or batch[:1]))
+            some = mine or batch[:1]
+            nll = trainer.parallel(*trainer.job.batch(rows, some, world.device, seed, some))
             total += nll if mine else 0.0
     reshard(trainer.parallel)
-    return _sum_over_ranks(trainer, total).item() / num_predicted(rows, chosen)
-
-
-def _sum_over_ranks(trainer: Trainer, value: "torch.Tensor") -> "torch.Tensor":
-    from torch import distributed
-
-    if trainer.world.world_size > 1:
-        distributed.all_reduce(value)
-    return value
+    num_predicted = trainer.job.objective.num_predicted(rows.lengths(chosen))
+    return sum_over_ranks(total, world).item() / num_predicted
 
 
 def record_step(trainer: Trainer, loss: "torch.Tensor", norm: "torch.Tensor") -> None:
@@ -209,7 +210,7 @@ def record_step(trainer: Trainer, loss: "torch.Tensor", norm: "torch.Tensor") ->
     Raises TrainingError on all ranks if a gradient since then was not finite.
     """
     settings = trainer.job.train
-    total = _sum_over_ranks(trainer, loss.clone()).item()
+    total = sum_over_ranks(loss.clone(), trainer.world).item()
     require_finite(trainer, loss)
     num_steps, seconds, waits = trainer.clock.read(trainer.step)
     tokens = settings.global_batch_size * trainer.job.rows.max_seq_len

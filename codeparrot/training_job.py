@@ -4,6 +4,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
+import numpy as np
+import numpy.typing as npt
 from pydantic import Field, PositiveInt, model_validator
 
 from codeparrot.checkpoint import CheckpointStore
@@ -11,17 +13,18 @@ from codeparrot.checkpoint_writer import CheckpointSettings, CheckpointWriter
 from codeparrot.data_order import Order
 from codeparrot.dataloader import CACHE_BYTES, PackedRows, Rows, batch_of
 from codeparrot.model import ModelSettings
+from codeparrot.objectives import Arrays, Causal, Objective
 from codeparrot.optimizer import OptimizerSettings
 from codeparrot.parallel import Agreement, ParallelKind, World
 from codeparrot.settings import Resources
 from codeparrot.stopwatch import Stopwatch
 
 if TYPE_CHECKING:
-    import numpy as np
-    import numpy.typing as npt
     import torch
     from torch import nn
 
+Int64 = npt.NDArray[np.int64]
+Numbers = Sequence[int] | Int64
 OPERATIONAL = {
     "num_workers",
     "min_workers",
@@ -154,6 +157,17 @@ class TrainingJob:
     rows: Rows
     validation: PackedRows
     checkpoints: CheckpointStore
+    objective: Objective = Causal()  # noqa: RUF009 - it has no state
+
+    def batch(
+        self, rows: Rows, indices: Numbers, device: str, seed: int, positions: Numbers
+    ) -> "tuple[torch.Tensor, ...]":
+        """What is asked of these rows, at these positions in training, on the device: what the loss is called with."""
+
+        def ask(ids: Int64, lengths: Int64 | None) -> Arrays:
+            return self.objective.ask(ids, lengths, seed, positions)
+
+        return batch_of(rows, indices, device, ask, within_documents=self.model.attention == "document")
 
 
 @dataclass
@@ -167,7 +181,7 @@ class Trainer:
     order: Order
     model: "nn.Module"
     parallel: Any
-    """What to call with rows for their loss: the model in `NextTokenLoss`, and that in DDP, FSDP or compiled."""
+    """What to call with a batch for its loss: the model in `codeparrot.loss`, and that in DDP, FSDP or compiled."""
     optimizer: "torch.optim.Optimizer"
     precision: str
     writer: CheckpointWriter
@@ -188,10 +202,6 @@ class Trainer:
     """Since the last log line."""
     host: "dict[str, torch.Tensor]" = field(default_factory=dict)
     """Memory for the copies of checkpoints."""
-
-    def batch(self, rows: Rows, indices: "Sequence[int] | npt.NDArray[np.int64]") -> "tuple[torch.Tensor, ...]":
-        """These rows as the model is called with, on the device."""
-        return batch_of(rows, indices, self.world.device, within_documents=self.job.model.attention == "document")
 
     def evaluations(self) -> list[tuple[int, float]]:
         """(step, validation loss) of every evaluation so far."""

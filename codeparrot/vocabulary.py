@@ -32,6 +32,10 @@ class Vocabulary:
         self.tokenizer = tokenizer
         self.eos_ids = frozenset([tokenizer.eos_token_id] if tokenizer.eos_token_id is not None else [])
         self._special = frozenset(tokenizer.all_special_ids)
+        self.special_ids = self._special | {
+            index for index, token in tokenizer.added_tokens_decoder.items() if token.special
+        }
+        """Tokens that stand for no text."""
         self._bytes = _token_bytes(tokenizer)
 
     def encode(self, text: str) -> list[int]:
@@ -51,6 +55,17 @@ class Vocabulary:
                 begin = self.tokenizer.bos_token_id
                 return [*([begin] if begin is not None else []), *marked]
         raise GenerationError("suffix: this model was not trained to fill in the middle (it has no tokens for it)")
+
+    def encode_with_holes(self, texts: Sequence[str], holes: Sequence[str]) -> list[int]:
+        """The ids of texts with special tokens, the holes, between them. Raises GenerationError if they are unknown."""
+        known = self.tokenizer.get_vocab()
+        unknown = [hole for hole in holes if hole not in known]
+        if unknown:
+            raise GenerationError(f"this model was not trained to fill {unknown[0]} (it has no token for it)")
+        ids = self.encode(texts[0])
+        for hole, text in zip(holes, texts[1:], strict=True):
+            ids += [known[hole], *self._plain(text)]
+        return ids
 
     def _plain(self, text: str) -> list[int]:
         ids: list[int] = self.tokenizer.encode(text, add_special_tokens=False, split_special_tokens=True, verbose=False)

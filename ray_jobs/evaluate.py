@@ -29,6 +29,7 @@ from codeparrot.exported import EXPORT
 from codeparrot.forgotten import forgotten
 from codeparrot.manifest import Manifest, json_lines, require_manifest
 from codeparrot.metrics import gzip_bits_per_byte, measures, xz_bits_per_byte
+from codeparrot.objectives import CausalSettings, fills_holes, identity_of
 from codeparrot.pretrained import Pretrained, load_pretrained
 from codeparrot.storage import Storage, open_storage
 from codeparrot.tokenizer import Encoder
@@ -61,7 +62,7 @@ def run(work: Work) -> Output:
             "`python -m ray_jobs.train` first"
         )
     tokenizer_json = trained.read(storage, f"{EXPORT}tokenizer.json").decode()
-    model = Model(f"{storage.uri}/{trained.prefix}", None, trained.folder)
+    model = Model(f"{storage.uri}/{trained.prefix}", None, trained.folder, any_kind=fills_holes(recipe.objective))
     counts, broken_down = measured_on_rows(recipe, storage, packed, tokenizer_json, model)
     rows = PackedRows(storage, packed, SPLIT)
     text = text_of(rows, spread_rows(rows.num_rows, settings.max_rows), Encoder(tokenizer_json))
@@ -81,7 +82,15 @@ def measured_on_rows(
     settings = recipe.evaluate
     chosen = spread_rows(PackedRows(storage, packed, SPLIT).num_rows, settings.max_rows)
     batches = [chosen[start : start + settings.batch_size] for start in range(0, len(chosen), settings.batch_size)]
-    predict = partial(batch_costs, uri=storage.uri, packed=packed, tokenizer_json=tokenizer_json, model=model)
+    predict = partial(
+        batch_costs,
+        uri=storage.uri,
+        packed=packed,
+        tokenizer_json=tokenizer_json,
+        model=model,
+        settings=recipe.objective if model.any_kind else CausalSettings(),
+        seed=recipe.seed,
+    )
     costs, positions = together(
         spread(
             "evaluate",
@@ -166,7 +175,9 @@ STAGE = Stage(
     makes="evaluation",
     inputs=("run", "packed", "curated"),
     settings=lambda recipe: (
-        stage_settings(recipe, "seed") | {"evaluate": recipe.evaluate.model_dump(mode="json", exclude=UNSHAPING)}
+        stage_settings(recipe, "seed")
+        | {"evaluate": recipe.evaluate.model_dump(mode="json", exclude=UNSHAPING)}
+        | identity_of(recipe.objective)
     ),
     run=run,
     summary=summary,

@@ -13,9 +13,11 @@ import numpy.typing as npt
 
 from codeparrot.breakdown import Costs, Origins, added, joined, piece_costs
 from codeparrot.dataloader import PackedRows
-from codeparrot.evaluate import token_nll
+from codeparrot.draws import key
+from codeparrot.evaluate import asked_costs, token_nll
 from codeparrot.manifest import Manifest
 from codeparrot.model import sees_documents_alone
+from codeparrot.objectives import Causal, CausalSettings, ObjectiveSettings, fills_holes, objective_of
 from codeparrot.pretrained import Pretrained, load_pretrained
 from codeparrot.provenance import shard_index, whole_index
 from codeparrot.storage import Storage, open_storage
@@ -38,11 +40,13 @@ class Model:
     """Of the store in which names of runs are looked up."""
     version: str = ""
     """Another one: load it anew."""
+    any_kind: bool = False
+    """Whether it need not be a causal one."""
 
     def load(self) -> Pretrained:
         """The model. Raises CheckpointError."""
         storage = open_storage(self.uri) if self.uri else None
-        return once("model", self, lambda: load_pretrained(self.where, storage))
+        return once("model", self, lambda: load_pretrained(self.where, storage, any_kind=self.any_kind))
 
 
 @dataclass(frozen=True)
@@ -53,13 +57,34 @@ class Batch:
     positions: Costs
 
 
-def batch_costs(indices: Sequence[int], *, uri: str, packed: Manifest, tokenizer_json: str, model: Model) -> Batch:
-    """What these rows cost."""
+def batch_costs(
+    indices: Sequence[int],
+    *,
+    uri: str,
+    packed: Manifest,
+    tokenizer_json: str,
+    model: Model,
+    settings: ObjectiveSettings = CausalSettings(),  # noqa: B008 - frozen
+    seed: int = 0,
+) -> Batch:
+    """What is asked of these rows costs: the same as of the same rows during training with this seed."""
     import torch
 
     storage = open_storage(uri)
     rows = once("rows", (uri, packed.folder), lambda: PackedRows(storage, packed, SPLIT))
     tokens = rows.tensor(indices)
+    if fills_holes(settings):
+        objective = once(
+            "objective", (settings, packed.folder), lambda: objective_of(settings, tokenizer_json, rows.max_seq_len)
+        )
+        assert not isinstance(objective, Causal)
+        lengths = rows.lengths(indices) if rows.has_padding else None
+        table = kept_encoder(tokenizer_json).token_bytes()
+        with torch.inference_mode():
+            costs = asked_costs(
+                model.load().model, objective, tokens.numpy(), lengths, key(seed, "validation"), indices, table
+            )
+        return Batch(*piece_costs(costs, *_pieces(storage, packed, indices)))
     with torch.inference_mode():
         loaded = model.load().model
         positions = None

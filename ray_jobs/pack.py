@@ -13,9 +13,11 @@ from typing import Any
 import numpy as np
 
 from codeparrot.config import Recipe
-from codeparrot.errors import EmptyCorpusError
+from codeparrot.errors import EmptyCorpusError, LedgerError
 from codeparrot.forgotten import forgotten
+from codeparrot.infilling import Infilling
 from codeparrot.manifest import Manifest, canonical
+from codeparrot.objectives import InfillSettings, identity_of
 from codeparrot.packing import Ledger, PackSettings, plan, token_dtype
 from codeparrot.provenance import write_version
 from codeparrot.splits import SPLITS
@@ -33,7 +35,8 @@ def run(work: Work) -> Output:
     encoder, settings = Encoder(tokenizer_json), work.recipe.pack
     dtype = token_dtype(encoder.vocab_size)
     rows_per_shard = max(1, settings.shard_bytes // (settings.max_seq_len * dtype.itemsize))
-    encoded = _encode(work, tokenizer_json)
+    infilling = infilling_of(work.recipe)
+    encoded = _encode(work, tokenizer_json, infilling)
     targets = [target for split in SPLITS for target in _targets(split, encoded[split], settings, rows_per_shard)]
     rows = Rows(
         paths={split: [shard.path for shard in shards] for split, shards in encoded.items()},
@@ -42,6 +45,7 @@ def run(work: Work) -> Output:
         eos_token_id=encoder.eos_token_id,
         padded=settings.strategy == "best_fit",
         newlines=encoder.token_newlines(),
+        sizes=encoder.token_bytes() if infilling else None,
     )
     write = partial(write_rows, uri=work.storage.uri, folder=work.attempt.folder, rows=rows)
     written = spread("pack: write", targets, write, kept=work.kept)
@@ -50,6 +54,10 @@ def run(work: Work) -> Output:
     for split in SPLITS:
         here = [each for each in written if each.split == split]
         ledgers[split] = asdict(_ledger(encoded[split], here, settings.max_seq_len))
+        if infilling:
+            _require_all_text(ledgers[split]["size_bytes"], sum(each.num_bytes for each in here))
+            ledgers[split]["documents_rearranged"] = sum(shard.num_rearranged for shard in encoded[split])
+            ledgers[split]["tokens_marks"] = sum(shard.num_marks for shard in encoded[split])
         held[split] = [each.held for each in here if each.num_rows]
     lengths = np.concatenate([shard.lengths for split in SPLITS for shard in encoded[split]])
     histogram = Counter(1 << (length - 1).bit_length() for length in lengths.tolist())
@@ -69,13 +77,26 @@ def run(work: Work) -> Output:
     return files, counts
 
 
+def infilling_of(recipe: Recipe) -> Infilling | None:
+    """How the train split's documents are rearranged; the validation split's never are."""
+    if not isinstance(recipe.objective, InfillSettings):
+        return None
+    return Infilling(recipe.objective, recipe.seed, recipe.pack.max_seq_len)
+
+
+def _require_all_text(size_bytes: int, num_bytes: int) -> None:
+    """Raise LedgerError unless all text is in the rows and the remainder."""
+    if size_bytes != num_bytes:
+        raise LedgerError(f"of {size_bytes:,} bytes of text, {num_bytes:,} are in rows; nothing was committed")
+
+
 def plan_inputs(recipe: Recipe) -> tuple[str, frozenset[str]]:
     """The repositories that must not be learned from."""
     names = forgotten(open_storage(recipe.storage.uri))
     return sha256_hex(canonical(sorted(names))) if names else "", names
 
 
-def _encode(work: Work, tokenizer_json: str) -> dict[str, list[Encoded]]:
+def _encode(work: Work, tokenizer_json: str, infilling: Infilling | None) -> dict[str, list[Encoded]]:
     """The encoded shards of both splits."""
     curated = work.inputs["curated"]
     encode = partial(
@@ -85,6 +106,7 @@ def _encode(work: Work, tokenizer_json: str) -> dict[str, list[Encoded]]:
         curated=curated,
         tokenizer_json=tokenizer_json,
         forgotten=work.plan,
+        infilling=infilling,
     )
     names = [name for split in SPLITS for name in curated.names(f"{split}/")]
     encoded = dict(zip(names, spread("pack: encode", names, encode, kept=work.kept), strict=True))
@@ -137,11 +159,18 @@ def _ledger(encoded: Sequence[Encoded], written: Sequence[Written], max_seq_len:
         tokens_in_rows=tokens_in_rows,
         tokens_remainder=sum(each.num_tokens for each in written if not each.num_rows),
         num_rows=num_rows,
-        num_documents=sum(len(shard.lengths) for shard in encoded),
+        num_documents=sum(shard.num_documents for shard in encoded),
         size_bytes=sum(shard.size_bytes for shard in encoded),
         tokens_padding=num_rows * max_seq_len - tokens_in_rows,
     )
     return ledger.check(max_seq_len)
+
+
+def pack_settings(recipe: Recipe) -> dict[str, Any]:
+    """What the rows depend on: also on the objective and the seed, if that rearranges documents."""
+    if infilling_of(recipe) is None:
+        return stage_settings(recipe, "pack")
+    return {**stage_settings(recipe, "pack", "seed"), **identity_of(recipe.objective)}
 
 
 def summary(manifest: Manifest) -> tuple[str, str]:
@@ -160,7 +189,7 @@ def summary(manifest: Manifest) -> tuple[str, str]:
 STAGE = Stage(
     makes="packed",
     inputs=("curated", "tokenizer"),
-    settings=lambda recipe: stage_settings(recipe, "pack"),
+    settings=pack_settings,
     run=run,
     summary=summary,
     plan=plan_inputs,

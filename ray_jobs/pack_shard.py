@@ -12,9 +12,11 @@ import numpy.typing as npt
 
 from codeparrot.documents import from_parquet, to_parquet
 from codeparrot.draws import key
+from codeparrot.infilling import Infilling, tell
 from codeparrot.manifest import File, Manifest, write_file
 from codeparrot.packing import copy_pieces, document_starts, encode_documents, row_lengths, to_npy
 from codeparrot.provenance import ORIGIN, first_lines, held, index_table, parts
+from codeparrot.splits import SPLITS
 from codeparrot.storage import Storage, open_storage
 from codeparrot.tokenizer import kept_encoder, text_column
 
@@ -22,6 +24,8 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 Int64 = npt.NDArray[np.int64]
+FIRST_LINE = "first_line"
+"""Beside the origins of sections: the line of its document that each begins in."""
 
 
 @dataclass(frozen=True)
@@ -30,30 +34,54 @@ class Encoded:
 
     path: str
     lengths: npt.NDArray[np.int32]
-    """Tokens of each document, its end-of-text token included: shape (documents,)."""
+    """Tokens of each document, its end-of-text token included: shape (documents,). Sections that were rearranged
+    (`codeparrot.infilling`) stand for documents here."""
     size_bytes: int
     num_forgotten: int
     """Documents of repositories that are to be forgotten, left out."""
+    num_documents: int
+    num_rearranged: int = 0
+    """Documents, told in another order."""
+    num_marks: int = 0
+    """Special tokens that this has added."""
 
 
 def encode_shard(
-    name: str, *, uri: str, folder: str, curated: Manifest, tokenizer_json: str, forgotten: Collection[str]
+    name: str,
+    *,
+    uri: str,
+    folder: str,
+    curated: Manifest,
+    tokenizer_json: str,
+    forgotten: Collection[str],
+    infilling: Infilling | None = None,
 ) -> Encoded:
-    """The first pass: the documents of a curated shard, encoded."""
+    """The first pass: the documents of a curated shard, encoded, and those to learn from rearranged if asked for."""
     import pyarrow as pa
     import pyarrow.compute as pc
 
     storage = open_storage(uri)
-    table = kept = from_parquet(curated.read(storage, name), [*ORIGIN, "content", "size_bytes"])
+    infilling = infilling if name.startswith(f"{SPLITS[0]}/") else None
+    columns = [*ORIGIN, "content", "size_bytes", *(["sha256"] if infilling else [])]
+    table = kept = from_parquet(curated.read(storage, name), columns)
     if forgotten:
         kept = table.filter(pc.invert(pc.is_in(table["repository"], pa.array(sorted(forgotten), pa.string()))))
     texts = text_column(kept["content"])
-    tokens, lengths = encode_documents(texts, kept_encoder(tokenizer_json).checked(texts, key(0, "encode", name)))
+    encoder = kept_encoder(tokenizer_json).checked(texts, key(0, "encode", name))
+    origins = kept.select(ORIGIN)
+    changed = (0, 0)
+    if infilling is None:
+        tokens, lengths = encode_documents(texts, encoder)
+    else:
+        told = tell(texts, kept["sha256"].to_pylist(), encoder, infilling)
+        tokens, lengths, changed = told.tokens, told.lengths, (told.num_rearranged, told.num_marks)
+        origins = origins.take(pa.array(told.document)).append_column(FIRST_LINE, pa.array(told.line))
     path = f"{folder}/{name}.tokens"
     storage.write(path, tokens.tobytes())
-    storage.write(origins_path(path), to_parquet(kept.select(ORIGIN)))
+    storage.write(origins_path(path), to_parquet(origins))
     size_bytes = pc.sum(kept["size_bytes"]).as_py() or 0
-    return Encoded(path, lengths.astype(np.int32), size_bytes, table.num_rows - kept.num_rows)
+    forgot = table.num_rows - kept.num_rows
+    return Encoded(path, lengths.astype(np.int32), size_bytes, forgot, kept.num_rows, *changed)
 
 
 def origins_path(path: str) -> str:
@@ -100,6 +128,8 @@ class Written:
     num_rows: int
     num_tokens: int
     """Of documents."""
+    num_bytes: int
+    """Of text, counted only where documents were rearranged; else 0."""
     held: "pa.Table"
     """Which repositories are in which rows."""
 
@@ -117,6 +147,8 @@ class Rows:
     """Whether rows end in padding."""
     newlines: npt.NDArray[np.uint16]
     """In each token of the vocabulary: shape (vocab_size,)."""
+    sizes: Int64 | None = None
+    """Bytes of text of each token, where they are to be counted: shape (vocab_size,)."""
 
 
 def write_rows(target: Target, *, uri: str, folder: str, rows: Rows) -> Written:
@@ -132,6 +164,8 @@ def write_rows(target: Target, *, uri: str, folder: str, rows: Rows) -> Written:
         copy_pieces(source, begin + pieces.start[some], pieces.length[some], tokens, at)
         lines[some] = first_lines(source, rows.newlines, begin, pieces.start[some])
     origins = _origins(storage, paths, pieces)
+    if FIRST_LINE in origins.column_names:
+        lines += origins[FIRST_LINE].to_numpy() - 1
     index = index_table(origins, pieces.row, pieces.offset, pieces.length, pieces.start, lines)
     kind = "remainder" if target.index is None else f"{target.index:05d}"
     contents = {f"provenance-{kind}.parquet": to_parquet(index)}
@@ -143,7 +177,8 @@ def write_rows(target: Target, *, uri: str, folder: str, rows: Rows) -> Written:
         if rows.padded:
             contents[f"lengths-{kind}.npy"] = to_npy(row_lengths(row, pieces.length, len(tokens) // max_seq_len))
     files = [write_file(storage, folder, f"{target.split}/{name}", data) for name, data in contents.items()]
-    return Written(target.split, files, len(tokens) // max_seq_len, int(pieces.length.sum()), held(index))
+    num_bytes = 0 if rows.sizes is None else int(rows.sizes[tokens].sum())
+    return Written(target.split, files, len(tokens) // max_seq_len, int(pieces.length.sum()), num_bytes, held(index))
 
 
 def _sources(

@@ -102,7 +102,8 @@ def show(outcomes: list[Outcome], completions: list[dict[str, str]]) -> None:
     console.print(table)
     for pair in completions:
         # Untrusted text: neither control sequences nor markup nor emoji codes of it may act.
-        console.print(Text.assemble("\n", (visible(pair["prompt"]), "bold"), visible(pair["completion"])))
+        before, after = ((visible(pair.get(name, "")), "bold") for name in ("prompt", "suffix"))
+        console.print(Text.assemble("\n", before, visible(pair["completion"]), after))
 
 
 if __name__ == "__main__":

@@ -19,6 +19,7 @@ from codeparrot import launch
 from codeparrot.config import Recipe
 from codeparrot.errors import ClusterError, Interrupted
 from codeparrot.manifest import File, Manifest, canonical
+from codeparrot.objectives import identity_of
 from codeparrot.storage import open_storage, probe, sha256_hex
 from ray_jobs.cluster import TRAIN_FOLDER, connect, require_room, unwrapped, warn_once
 from ray_jobs.interrupt import check
@@ -249,7 +250,11 @@ def summary(manifest: Manifest) -> tuple[str, str]:
 STAGE = Stage(
     makes="run",
     inputs=("packed", "tokenizer"),
-    settings=lambda recipe: stage_settings(recipe, "seed", "model", "run_name") | {"train": recipe.train.identity()},
+    settings=lambda recipe: {
+        **stage_settings(recipe, "seed", "model", "run_name"),
+        "train": recipe.train.identity(),
+        **identity_of(recipe.objective),
+    },
     run=run,
     summary=summary,
     plan=plan,

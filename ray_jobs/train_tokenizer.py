@@ -11,9 +11,11 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
+from codeparrot.config import Recipe
 from codeparrot.documents import from_parquet, to_parquet
 from codeparrot.draws import uniform
 from codeparrot.manifest import Manifest
+from codeparrot.objectives import special_tokens
 from codeparrot.storage import open_storage
 from codeparrot.tokenizer import (
     Encoder,
@@ -36,14 +38,15 @@ def run(work: Work) -> Output:
     curated, settings = work.inputs["curated"], work.recipe.tokenizer
     size = curated.counts["splits"]["train"]["size_bytes"]
     share = settings.max_training_bytes / max(1, size)
+    special = special_tokens(work.recipe.objective, work.recipe.pack.max_seq_len)
     source = Source(work.storage.uri, curated, share, work.recipe.seed)
     names = curated.names("train/")
     if min(size, settings.max_training_bytes) > settings.max_bytes_in_memory:
         counts_of = _counted(names, source, work)
-        learn = partial(_learn, uri=source.uri, vocab_size=settings.vocab_size)
+        learn = partial(_learn, uri=source.uri, vocab_size=settings.vocab_size, special=special)
         tokenizer_json = spread("train_tokenizer: learn", [counts_of], learn, unit="tokenizers", kept=work.kept)[0]
     else:
-        train = partial(_train, source=source, vocab_size=settings.vocab_size)
+        train = partial(_train, source=source, vocab_size=settings.vocab_size, special=special)
         tokenizer_json = spread("train_tokenizer", [names], train, unit="tokenizers", kept=work.kept)[0]
     named = tokenizer_files(tokenizer_json, work.recipe.pack.max_seq_len)
     files = [work.attempt.write(name, data) for name, data in named.items()]
@@ -78,8 +81,8 @@ class Source:
         return [text for text, draw in zip(texts, draws, strict=True) if draw < self.share]
 
 
-def _train(names: Sequence[str], *, source: Source, vocab_size: int) -> str:
-    return train_tokenizer([text for name in names for text in source.texts(name)], vocab_size)
+def _train(names: Sequence[str], *, source: Source, vocab_size: int, special: Sequence[str]) -> str:
+    return train_tokenizer([text for name in names for text in source.texts(name)], vocab_size, special)
 
 
 def _counted(names: Sequence[str], source: Source, work: Work) -> str:
@@ -112,8 +115,8 @@ def _store(counts: Any, uri: str, path: str) -> str:
     return path
 
 
-def _learn(path: str, *, uri: str, vocab_size: int) -> str:
-    return train_on_words(from_parquet(open_storage(uri).read(path)), vocab_size)
+def _learn(path: str, *, uri: str, vocab_size: int, special: Sequence[str]) -> str:
+    return train_on_words(from_parquet(open_storage(uri).read(path)), vocab_size, special)
 
 
 def _count_tokens(name: str, *, uri: str, curated: Manifest, tokenizer_json: str) -> Counter[str]:
@@ -126,6 +129,17 @@ def _count_tokens(name: str, *, uri: str, curated: Manifest, tokenizer_json: str
     )
 
 
+def tokenizer_settings(recipe: Recipe) -> dict[str, Any]:
+    """What the tokenizer depends on."""
+    max_seq_len = recipe.pack.max_seq_len
+    special = special_tokens(recipe.objective, max_seq_len)
+    return {
+        **stage_settings(recipe, "seed", "tokenizer"),
+        "max_seq_len": max_seq_len,
+        **({"special_tokens": list(special)} if special else {}),
+    }
+
+
 def summary(manifest: Manifest) -> tuple[str, str]:
     """The vocabulary; characters per token against GPT-2's."""
     counts: Any = manifest.counts
@@ -136,7 +150,7 @@ def summary(manifest: Manifest) -> tuple[str, str]:
 STAGE = Stage(
     makes="tokenizer",
     inputs=("curated",),
-    settings=lambda recipe: stage_settings(recipe, "seed", "tokenizer") | {"max_seq_len": recipe.pack.max_seq_len},
+    settings=tokenizer_settings,
     run=run,
     summary=summary,
 )

@@ -10,7 +10,7 @@ from typing import Any
 
 from codeparrot.checkpoint import CheckpointStore
 from codeparrot.config import Recipe
-from codeparrot.errors import CheckpointError, EmptyCorpusError, LeaseError, TrainingError
+from codeparrot.errors import CheckpointError, EmptyCorpusError, LeaseError, TokenizerError, TrainingError
 from codeparrot.launch import checkpoint_store, training_job
 from codeparrot.lease import require_holder
 from codeparrot.manifest import Manifest, json_lines, write_file
@@ -24,7 +24,7 @@ from ray_jobs.cluster import MAX_SHOWN_ERROR, warnings_to
 
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json")
 POLL_SECONDS = 1.0
-FINAL = (CheckpointError, EmptyCorpusError, LeaseError, TrainingError)
+FINAL = (CheckpointError, EmptyCorpusError, LeaseError, TokenizerError, TrainingError)
 """Errors that are the same after every restart: no use in trying again."""
 
 
@@ -118,9 +118,8 @@ def train_worker(config: dict[str, Any]) -> None:
         checkpoints = checkpoint_store(recipe, storage, config["packed"], config["tokenizer"], config["others"])
         checkpoints.token = _token(config, world)
         try:
-            trainer = fit(
-                training_job(recipe, storage, config["packed"], config["others"], checkpoints), world, supervisor
-            )
+            job = training_job(recipe, storage, config["packed"], config["tokenizer"], config["others"], checkpoints)
+            trainer = fit(job, world, supervisor)
         except FINAL as error:
             if world.is_first:
                 ray.get(mailbox.put.remote({"kind": "error", "error": error}))

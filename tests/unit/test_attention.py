@@ -275,9 +275,9 @@ def test_within_documents_a_row_costs_what_its_documents_cost_alone(architecture
 
 
 def test_training_within_documents_uses_the_boundaries_of_the_rows(tmp_path: Path) -> None:
-    trainer = train.prepare(job(tmp_path, model={"attention": "document"}), World(), Unsupervised())
+    alone = job(tmp_path, model={"attention": "document"})
     with pytest.raises(ManifestError, match="was packed without document boundaries"):
-        trainer.batch(trainer.job.rows, [0])
+        train.prepare(alone, World(), Unsupervised())
     storage = LocalStorage(str(tmp_path / "bounded"))
     attempt = Attempt(storage, "pack", "packed", {}, {}, "")
     rows = np.arange(1, 33, dtype="<u2").reshape(2, 16)
@@ -287,7 +287,8 @@ def test_training_within_documents_uses_the_boundaries_of_the_rows(tmp_path: Pat
     ]
     counts = {"num_rows": 2, "tokens_in": 32, "tokens_padding": 0}
     packed = attempt.commit(files, {"max_seq_len": 16, "rows_per_shard": 2, "splits": {"train": counts}})
-    tokens, lengths, positions = trainer.batch(PackedRows(storage, packed, "train", tmp_path / "c"), [0, 1])
+    stored = PackedRows(storage, packed, "train", tmp_path / "c")
+    tokens, lengths, positions = alone.batch(stored, [0, 1], "cpu", 0, [0, 1])
     assert tokens.tolist() == rows.tolist()
     assert lengths.tolist() == [16, 16]
     assert positions.tolist() == [[*range(5), 0, *range(10)], [*range(4), *range(12)]]

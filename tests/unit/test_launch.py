@@ -37,7 +37,7 @@ def test_corpora_with_the_same_tokenizer_are_mixed_by_weight(storage: LocalStora
     others = mixed_corpora(mixed, storage)
     assert list(others) == ["docs/packed"]
     checkpoints = checkpoint_store(mixed, storage, packed, packed, others)
-    job = training_job(mixed, storage, packed, others, checkpoints)
+    job = training_job(mixed, storage, packed, packed, others, checkpoints)
     assert job.rows.num_rows == 10
     assert job.validation.num_rows == 5
     rows = job.rows.order(seed=0, window_shards=1).global_batch(0, 8)

@@ -2,6 +2,7 @@ import json
 import logging
 from collections.abc import Sequence
 from copy import copy
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,8 @@ from codeparrot.errors import ConfigError, TokenizerError
 from codeparrot.settings import validate
 from codeparrot.tokenizer import (
     EOS,
+    FIM_TOKENS,
+    MASK,
     MIN_VOCAB_SIZE,
     Encoder,
     TokenizerSettings,
@@ -26,6 +29,7 @@ from codeparrot.tokenizer import (
     byte_alphabet,
     describe,
     gpt2_encoder,
+    sentinel,
     text_column,
     tokenizer_files,
     train_on_words,
@@ -320,3 +324,43 @@ def test_what_the_tokenizer_learned_is_described(trained: str) -> None:
 def test_a_vocabulary_without_room_for_all_bytes_is_refused() -> None:
     with pytest.raises(ConfigError, match=f"vocab_size: must be >= {MIN_VOCAB_SIZE}, got 256"):
         validate(TokenizerSettings, {"vocab_size": 256}, "run.yaml")
+
+
+def test_special_tokens_of_an_objective_have_the_last_ids_and_change_nothing_else(corpus: list[str]) -> None:
+    special = (*FIM_TOKENS, MASK, sentinel(0), sentinel(1))
+    texts = [text.encode() for text in corpus[:20]]
+    plain, more = json.loads(train_tokenizer(texts, 594)), json.loads(train_tokenizer(texts, 600, special))
+    assert more["model"]["merges"] == plain["model"]["merges"]
+    assert [more["model"]["vocab"].pop(token) for token in special] == [*range(594, 600)]
+    assert more["model"]["vocab"] == plain["model"]["vocab"]
+    assert [token["content"] for token in more["added_tokens"] if token["special"]] == [EOS, *special]
+
+
+@given(PIECES)
+def test_text_never_becomes_a_special_token_of_an_objective(pieces: list[str]) -> None:
+    special = (*FIM_TOKENS, MASK, sentinel(0))
+    encoder = special_encoder(special)
+    text = "".join(pieces) + "".join(special)
+    (ids,) = encoded(encoder, [text])
+    assert encoder.decode_bytes(ids).decode() == text
+    assert not set(ids) & set(encoder.special.values())
+    assert not encoder.token_bytes()[[*encoder.special.values()]].any()
+
+
+@lru_cache
+def special_encoder(special: tuple[str, ...]) -> Encoder:
+    return Encoder(train_tokenizer([b"def add(a, b):\n    return a + b\n" * 9], 265, special))
+
+
+def test_a_vocabulary_without_room_for_special_tokens_is_refused() -> None:
+    with pytest.raises(TokenizerError, match=r"no room for 256 bytes, <.endoftext.> and 3 tokens of the objective"):
+        train_tokenizer([b"ab"], 259, FIM_TOKENS)
+
+
+def test_transformers_knows_the_mask(tmp_path: Path) -> None:
+    for name, data in tokenizer_files(train_tokenizer([b"def add(a, b)" * 9], 262, (MASK,)), 16).items():
+        (tmp_path / name).write_bytes(data)
+    loaded = transformers.AutoTokenizer.from_pretrained(tmp_path)
+    assert loaded.mask_token == MASK
+    assert loaded(f"a{MASK}").input_ids[-1] == loaded.mask_token_id == 261
+    assert MASK not in describe((tmp_path / "tokenizer.json").read_text())["last_tokens"]
