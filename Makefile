@@ -18,7 +18,7 @@ export PYTHONDONTWRITEBYTECODE :=
 export RAY_USAGE_STATS_ENABLED := 0
 export HF_HUB_OFFLINE ?= 1
 
-.PHONY: help run study test faults chaos unit bench lint fmt lock schema clean store image chart e2e cluster-up cluster-down
+.PHONY: help run study sweep test faults chaos unit bench lint fmt lock schema clean store image chart e2e cluster-up cluster-down
 
 ##@ Use
 help: ## Show this list
@@ -32,6 +32,9 @@ study: $(VENV)/.run ## Two models on two corpora, web frameworks and scientific 
 	@$(PY) -m ray_jobs.local pipeline --config recipes/study-web.yaml
 	@$(PY) -m ray_jobs.local pipeline --config recipes/study-scientific.yaml
 	@$(PY) -m ray_jobs.local compare recipes/study-web.yaml recipes/study-scientific.yaml $(ARGS)
+
+sweep: $(VENV)/.run ## The runs of a study, resumable, and their page (CONFIG=study ARGS=--dry-run)
+	@$(PY) -m ray_jobs.local sweep --config $(or $(filter-out recipes/tiny.yaml,$(CONFIG)),recipes/study-scaling.yaml) $(ARGS)
 
 store: $(VENV)/.run ## The embedded object store alone, in the foreground
 	@$(PY) -m codeparrot.local_store

@@ -54,6 +54,7 @@ Nothing here imports ray or kubernetes, so every piece runs in a plain test or u
     train_state        the state of a training run, to the host and back
     run_record         metrics of a run, as JSON lines and for TensorBoard
     training_job       what a training run is: settings, inputs, who watches, where it is
+    sizing             what a training run will take: arithmetic, memory, time and money
     train              the loop
     exported           a model and its tokenizer, from files as the hub has them
     vocabulary         a model's own tokens: prompts to ids, and ids to text as they come
@@ -71,6 +72,7 @@ Nothing here imports ray or kubernetes, so every piece runs in a plain test or u
     program_server     forks a confined child for every program, and says what became of it
     sandbox            programs that nobody has read, run so that they harm nothing
     bootstrap          how far a figure would move with other repositories or problems
+    scaling            how the loss falls with parameters and tokens, and where that ends
     pass_at_k          of k completions, the chance that one is right
     humaneval          problems, completions of them, and how many are right
     score              no stage: completions from a file, scored without Ray or a store
@@ -80,11 +82,13 @@ Nothing here imports ray or kubernetes, so every piece runs in a plain test or u
     tasks              lines and bodies of functions that a model is asked to write
     evaluate           how well a model predicts rows and whole texts
     plots              the drawings of the report
+    log_plots          drawings over many sizes, with intervals
     pages              what pages and cards share, and how text of strangers is shown
     data_card          what is in a corpus, where it comes from, what was removed by what
     report             the page a person looks at
     wording            what texts show of the corpus that a model has learned from
     compare            several models on the same prompts and text, on one page
+    study_page         what many runs say together, on one page
     runs               the runs of a store: what there is, whether it is intact, deleting it
     sightings          which runs were trained on rows of a repository
     hub                a checkpoint as the hub has models, with its model card
@@ -98,6 +102,7 @@ Nothing here imports ray or kubernetes, so every piece runs in a plain test or u
     serving            which requests are accepted, and for how many there is room
     api_keys           who may ask: keys from a file
     config             the recipe: all settings of a run in one file
+    study              many runs of one recipe, each with other settings
     launch             from a recipe to a training job, and training it without Ray
     ports              free ports of loopback
     weed               SeaweedFS as a program, and its keys

@@ -14,7 +14,14 @@ CARRIERS = frozenset(
     {
         *("codeparrot", "codeparrot.code_version", "codeparrot.config", "codeparrot.errors", "codeparrot.lease"),
         *("codeparrot.manifest", "codeparrot.s3", "codeparrot.settings", "codeparrot.storage"),
-        *("ray_jobs", "ray_jobs.cluster", "ray_jobs.interrupt", "ray_jobs.progress", "ray_jobs.stage"),
+        *(
+            "ray_jobs",
+            "ray_jobs.cluster",
+            "ray_jobs.interrupt",
+            "ray_jobs.progress",
+            "ray_jobs.sizes",
+            "ray_jobs.stage",
+        ),
     }
 )
 """Modules that carry an output without shaping it. Settings are part of a fingerprint by their values."""

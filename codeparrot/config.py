@@ -95,20 +95,31 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
 
     Raises ConfigError with every problem at once.
     """
+    values = load_values(path, "recipe")
+    override(values, overrides)
+    return validate(Recipe, values, str(path))
+
+
+def load_values(path: str | Path, what: str) -> dict[str, Any]:
+    """The mapping in a YAML file. Raises ConfigError."""
     try:
         text = Path(path).read_text("utf-8")
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8"
-        raise ConfigError(f"cannot read the recipe {path}: {reason}") from error
+        raise ConfigError(f"cannot read the {what} {path}: {reason}") from error
     values = _yaml(text, str(path))
     if not isinstance(values, dict):
-        raise ConfigError(f"{path}: a recipe is a mapping of keys to values, got {type(values).__name__}")
-    for override in overrides:
-        key, equals, value = override.partition("=")
+        raise ConfigError(f"{path}: a {what} is a mapping of keys to values, got {type(values).__name__}")
+    return values
+
+
+def override(values: dict[str, Any], overrides: Sequence[str]) -> None:
+    """Apply `key.path=value` to plain values. Raises ConfigError."""
+    for each in overrides:
+        key, equals, value = each.partition("=")
         if not equals or not all(key.split(".")):
-            raise ConfigError(f"--set {override}: write key.path=value, for example --set train.max_steps=100")
-        _set(values, key.split("."), _yaml(value, f"--set {override}"), override)
-    return validate(Recipe, values, str(path))
+            raise ConfigError(f"--set {each}: write key.path=value, for example --set train.max_steps=100")
+        set_value(values, key.split("."), _yaml(value, f"--set {each}"), f"--set {each}")
 
 
 class _Loader(yaml.SafeLoader):
@@ -146,13 +157,14 @@ def _yaml(text: str, where: str) -> Any:
         raise ConfigError(f"{where}: not valid YAML: {' '.join(str(error).split())}") from error
 
 
-def _set(values: dict[str, Any], path: Sequence[str], value: Any, override: str) -> None:
+def set_value(values: dict[str, Any], path: Sequence[str], value: Any, where: str) -> None:
+    """Put a value at a path of keys. Raises ConfigError, which begins with `where`, if something else is in its way."""
     for index, key in enumerate(path[:-1]):
         inner = values.setdefault(key, {})
         if isinstance(inner, list):
-            raise ConfigError(f"--set {override}: {'.'.join(path[: index + 1])} is a list; set it as a whole")
+            raise ConfigError(f"{where}: {'.'.join(path[: index + 1])} is a list; set it as a whole")
         if not isinstance(inner, dict):
-            raise ConfigError(f"--set {override}: {'.'.join(path[: index + 1])} is a value, not a mapping")
+            raise ConfigError(f"{where}: {'.'.join(path[: index + 1])} is a value, not a mapping")
         values = inner
     values[path[-1]] = value
 

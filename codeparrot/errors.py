@@ -24,6 +24,7 @@
     +-- ClusterError
     +-- HumanEvalError         problems or completions cannot be scored
     +-- SandboxError           programs cannot be run safely here
+    +-- ScalingError           points determine no scaling law
 
 A message names the object, the value and the way out. Each takes that message as its only argument,
 so that it survives pickling from a Ray worker to the driver.
@@ -133,3 +134,7 @@ class HumanEvalError(CodeParrotError):
 
 class SandboxError(CodeParrotError):
     """Programs of a model cannot be run here, or not safely."""
+
+
+class ScalingError(CodeParrotError):
+    """Points determine no scaling law."""

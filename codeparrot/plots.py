@@ -173,8 +173,8 @@ def bar_plot(
         for bar in bars
     ]
     bar_inches = BAR_INCHES if len(bars) > FEW_BARS else 2 * BAR_INCHES
-    with _style(name):
-        figure = _figure(0.4 + 0.25 * bool(legend) + bar_inches * (heights[-1] + 1))
+    with styled(name):
+        figure = new_figure(0.4 + 0.25 * bool(legend) + bar_inches * (heights[-1] + 1))
         axes = figure.subplots(1, len(panels), sharey=True, squeeze=False)[0]
         for panel, (ax, (unit, form)) in enumerate(zip(axes, panels, strict=True)):
             values = [bar.values[panel] for bar in bars]
@@ -188,8 +188,8 @@ def bar_plot(
         axes[0].set_yticks(middles, [_label(label) for label in groups])
         axes[0].set_ylim(heights[-1] + 0.7, heights[0] - 0.7)
         if legend:
-            _legend(figure, legend)
-        return _svg(figure, name, f"{title}. {'; '.join(described)}.")
+            add_legend(figure, legend)
+        return as_svg(figure, name, f"{title}. {'; '.join(described)}.")
 
 
 def token_length_plot(name: str, title: str, histogram: Mapping[str, int]) -> str:
@@ -230,8 +230,8 @@ def _column_plot(
     if not any(numbers):
         return ""
     described = "; ".join(f"{label} {units[0]}: {count(number)}" for label, number in zip(labels, numbers, strict=True))
-    with _style(name):
-        figure = _figure(PLAIN_INCHES)
+    with styled(name):
+        figure = new_figure(PLAIN_INCHES)
         ax = figure.subplots()
         ax.bar(range(len(numbers)), numbers, width=0.82, color=FIRST)
         # The last column is always labelled: it may be the open-ended one.
@@ -242,7 +242,7 @@ def _column_plot(
         ax.yaxis.set_major_formatter(lambda value, _: compact(value))
         if line is not None and -0.5 <= line <= len(numbers) - 0.5:
             ax.axvline(line, color=SECOND, linestyle="--", linewidth=1.4)
-        return _svg(figure, name, f"{title}. {described}.")
+        return as_svg(figure, name, f"{title}. {described}.")
 
 
 def curve_plot(name: str, title: str, curves: Sequence[Curve], unit: str, form: Format, *, zero: bool) -> str:
@@ -255,8 +255,8 @@ def curve_plot(name: str, title: str, curves: Sequence[Curve], unit: str, form: 
         f"{form(curve.points[-1][1])} at step {count(curve.points[-1][0])}"
         for curve in curves
     ]
-    with _style(name):
-        figure = _figure(PLAIN_INCHES)
+    with styled(name):
+        figure = new_figure(PLAIN_INCHES)
         ax = figure.subplots()
         for curve in curves:
             marker = curve.marker or ("o" if len(curve.points) == 1 else "")
@@ -268,8 +268,8 @@ def curve_plot(name: str, title: str, curves: Sequence[Curve], unit: str, form: 
         if zero:
             ax.set_ylim(bottom=0)
         if len(curves) > 1:
-            _legend(figure, {curve.label: curve.color for curve in curves})
-        return _svg(figure, name, f"{title}, {unit}. {'; '.join(described)}.")
+            add_legend(figure, {curve.label: curve.color for curve in curves})
+        return as_svg(figure, name, f"{title}, {unit}. {'; '.join(described)}.")
 
 
 def _whole_steps() -> Any:
@@ -285,7 +285,7 @@ def _label(label: str) -> str:
 
 
 @contextmanager
-def _style(name: str) -> "Iterator[None]":
+def styled(name: str) -> "Iterator[None]":
     """Our style alone, whatever the user's matplotlibrc says."""
     import matplotlib as mpl
 
@@ -295,20 +295,20 @@ def _style(name: str) -> "Iterator[None]":
         yield
 
 
-def _figure(inches: float) -> "Figure":
+def new_figure(inches: float) -> "Figure":
     from matplotlib.figure import Figure
 
     return Figure(figsize=(WIDTH_INCHES, inches), layout="constrained")
 
 
-def _legend(figure: "Figure", colors: Mapping[str, str]) -> None:
+def add_legend(figure: "Figure", colors: Mapping[str, str]) -> None:
     from matplotlib.patches import Patch
 
     handles = [Patch(color=color, label=label) for label, color in colors.items()]
     figure.legend(handles=handles, loc="outside upper left", ncols=len(handles))
 
 
-def _svg(figure: "Figure", name: str, description: str) -> str:
+def as_svg(figure: "Figure", name: str, description: str) -> str:
     """The figure as an element of an HTML page: ids of its own, colours of the page."""
     sink = io.StringIO()
     nothing = dict.fromkeys(("Date", "Creator", "Format", "Type"))

@@ -19,6 +19,7 @@ The only place that imports ray. In the order of the flow:
     train_tokenizer   curated -> tokenizer
     pack_shard        one shard in the two passes of packing
     pack              curated + tokenizer -> packed rows
+    sizes             what --dry-run says of a training
     telemetry         what Prometheus can ask of a run
     train_worker      what every Ray Train worker runs, and how it talks with the driver
     train             packed rows -> a run with checkpoints and an export
@@ -36,6 +37,7 @@ The only place that imports ray. In the order of the flow:
     serve             no stage: a model behind OpenAI's API, by Ray Serve
     compare_model     one model, measured as all others are
     compare           no stage: several models on the same prompts and text, on one page
+    sweep             no stage: the runs of a study, one after another, and their page
     provenance        no stage: where a packed row comes from
     forget            no stage: packs anew without a repository, and says which runs had seen it
     clean             what `make clean` does: stop what was started, remove what was made

@@ -3,6 +3,7 @@
     python -m ray_jobs.local [STAGE] --config FILE [--set key.path=value]... [--dry-run] [--debug]
     python -m ray_jobs.local runs --config FILE [--set key.path=value]... ACTION
     python -m ray_jobs.local evaluate|provenance|forget|serve --config FILE ...
+    python -m ray_jobs.local sweep --config STUDY [--set key.path=value]... [--dry-run]
     python -m ray_jobs.local compare MODEL MODEL... [--config FILE] ...
 
 runs `python -m ray_jobs.STAGE` (default: pipeline) with the same arguments. If AWS_ENDPOINT_URL is set, that store is
@@ -26,7 +27,8 @@ from codeparrot.config import load_recipe
 from codeparrot.errors import CodeParrotError, ConfigError, Interrupted, StoreFull
 from codeparrot.s3 import endpoint_url
 from codeparrot.storage import parse_uri
-from ray_jobs import compare, evaluate, forget, provenance, runs, serve
+from codeparrot.study import load_study
+from ray_jobs import compare, evaluate, forget, provenance, runs, serve, sweep, train
 from ray_jobs.interrupt import SIGNALS, interruptible
 from ray_jobs.progress import size
 from ray_jobs.stage import MADE_BY, parse, reported, state_folder
@@ -38,6 +40,8 @@ COMMANDS = {
     "runs": runs.parse,
     "provenance": provenance.parse,
     "forget": forget.parse,
+    "train": train.parse,
+    "sweep": sweep.parse,
 }
 """Those with a command line of their own."""
 LOOKING = ("runs", "provenance", "serve", "compare")
@@ -69,7 +73,7 @@ def main() -> int:
 
 
 def _launch(stage: str, options: argparse.Namespace, arguments: list[str], state: Path) -> int:
-    uri = load_recipe(options.config, options.overrides).storage.uri if options.config else compare.store_of(options)
+    uri = _uri(stage, options)
     if options.dry_run:
         return _run(stage, arguments, {})
     beside = stage in LOOKING and running_pid(state) is not None
@@ -81,6 +85,13 @@ def _launch(stage: str, options: argparse.Namespace, arguments: list[str], state
         if code == CodeParrotError.exit_code and free < LITTLE_BYTES:
             raise StoreFull(f"the disk of {state} is full ({size(free)} left); free some and run again to continue")
         return code
+
+
+def _uri(stage: str, options: argparse.Namespace) -> str:
+    """The base of the storage that a command line names."""
+    if stage == "sweep":
+        return load_study(options.config, options.overrides).uri
+    return load_recipe(options.config, options.overrides).storage.uri if options.config else compare.store_of(options)
 
 
 @contextlib.contextmanager

@@ -207,12 +207,14 @@ def parse(name: str, arguments: Sequence[str] | None = None) -> argparse.Namespa
     return shared_options(name).parse_args(arguments)
 
 
-def shared_options(name: str) -> argparse.ArgumentParser:
-    """The parser of that command line."""
+def shared_options(
+    name: str, *, config: str = "the recipe, a YAML file", dry_run: str = "print the resolved recipe and stop"
+) -> argparse.ArgumentParser:
+    """The parser of that command line. `config`, `dry_run`: what these two options are."""
     parser = argparse.ArgumentParser(prog=f"python -m {name}", description=f"One stage: {name}.", allow_abbrev=False)
-    parser.add_argument("--config", required=True, metavar="FILE", help="the recipe, a YAML file")
+    parser.add_argument("--config", required=True, metavar="FILE", help=config)
     add_overrides(parser)
-    parser.add_argument("--dry-run", action="store_true", help="print the resolved recipe and stop")
+    parser.add_argument("--dry-run", action="store_true", help=dry_run)
     parser.add_argument("--debug", action="store_true", help="show tracebacks")
     return parser
 

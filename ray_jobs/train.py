@@ -1,36 +1,43 @@
 """Packed rows to a trained model: Ray Train's TorchTrainer runs `codeparrot.train.fit` in every worker.
 
+    python -m ray_jobs.train --config FILE
+    python -m ray_jobs.train --config FILE --dry-run [--accelerator NAME] [--mfu SHARE] [--price AMOUNT]
+
 Checkpoints are ours (`codeparrot.checkpoint`): Ray Train restarts the worker group after a failure, and every start,
 whether in this job or in a later one, continues from the newest intact checkpoint in the store.
 """
 
+import argparse
 import logging
 import os
 import shutil
+import sys
 import threading
 import time
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 from codeparrot import launch
-from codeparrot.config import Recipe
+from codeparrot.config import Recipe, dump_recipe, load_recipe
 from codeparrot.errors import ClusterError, Interrupted
 from codeparrot.manifest import File, Manifest, canonical
 from codeparrot.objectives import identity_of
 from codeparrot.storage import open_storage, probe, sha256_hex
+from ray_jobs import sizes
 from ray_jobs.cluster import TRAIN_FOLDER, connect, require_room, unwrapped, warn_once
 from ray_jobs.interrupt import check
 from ray_jobs.progress import Advance, duration, progress
-from ray_jobs.stage import Output, Stage, Work, main, stage_settings
+from ray_jobs.stage import Output, Stage, Work, main, reported, shared_options, stage_settings
 from ray_jobs.status import status
 from ray_jobs.telemetry import Telemetry
 from ray_jobs.train_worker import Mailbox, train_worker
 
 logger = logging.getLogger(__name__)
 
+NAME = "ray_jobs.train"
 STOP_SECONDS = 25.0
 """How long a signal waits for the last checkpoint: less than the 30 s that Kubernetes gives by default."""
 POLL_SECONDS = 1.0
@@ -260,5 +267,25 @@ STAGE = Stage(
     plan=plan,
 )
 
+
+def parse(name: str, arguments: Sequence[str] | None = None) -> argparse.Namespace:
+    """The command line."""
+    parser = shared_options(name)
+    sizes.add_options(parser)
+    options = parser.parse_args(arguments)
+    sizes.require_dry_run(parser, options)
+    return options
+
+
+def dry_run(options: argparse.Namespace) -> int:
+    """Print the resolved recipe and, as comments, what its training takes; returns the exit code."""
+    recipe = load_recipe(options.config, options.overrides)
+    print(dump_recipe(recipe) + sizes.estimate(recipe, options), end="")
+    return 0
+
+
 if __name__ == "__main__":
-    main("ray_jobs.train")
+    options = parse(NAME)
+    if options.dry_run:
+        sys.exit(reported(lambda: dry_run(options), debug=options.debug))
+    main(NAME)

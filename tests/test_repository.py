@@ -18,6 +18,7 @@ import codeparrot
 import ray_jobs
 from codeparrot.config import load_recipe, recipe_schema
 from codeparrot.sources.packages import normalise
+from codeparrot.study import load_study
 
 ROOT = Path(__file__).parents[1]
 SHOWN_WITH_THEIR_FILES = {
@@ -146,8 +147,9 @@ def test_every_message_in_the_runbook_is_one_that_the_code_prints() -> None:
 
 
 @pytest.mark.parametrize("name", [name for name in files() if re.match(r"recipes/.*\.ya?ml$", name)])
-def test_every_recipe_parses(name: str) -> None:
-    load_recipe(ROOT / name)
+def test_every_recipe_and_study_parses(name: str) -> None:
+    is_study = "study_name" in yaml.safe_load(read(name))
+    (load_study if is_study else load_recipe)(ROOT / name)
 
 
 def test_the_schema_of_a_recipe_is_up_to_date() -> None:
