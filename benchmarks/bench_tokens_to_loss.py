@@ -156,7 +156,9 @@ def _crossing(before: tuple[float, float], after: tuple[float, float], goal: flo
 def _activation(name: str) -> Iterator[None]:
     plain = ARCHITECTURES["gpt2"]
     arguments = plain.arguments
-    ARCHITECTURES["gpt2"] = replace(plain, arguments=lambda size: {**arguments(size), "activation_function": name})
+    ARCHITECTURES["gpt2"] = replace(
+        plain, arguments=lambda size, eos: {**arguments(size, eos), "activation_function": name}
+    )
     yield
     ARCHITECTURES["gpt2"] = plain
 

@@ -189,7 +189,7 @@ def test_results_come_back_as_they_were() -> None:
     assert found.reasons.tolist() == [None, "too_long"]
     for name in ("keys", "contamination", "redacted", "file"):
         assert getattr(found, name) == getattr(judged, name)
-    encoded = Encoded("path", np.arange(3, dtype=np.int32), 5, 0)
+    encoded = Encoded("path", np.arange(3, dtype=np.int32), 5, 0, 3)
     lengths = kept.load(kept.dump(encoded)).lengths
     assert (lengths.dtype, lengths.tolist()) == (np.int32, [0, 1, 2])
     assert kept.load(kept.dump([File("a", 1, "f"), None, np.float64(0.5)])) == [File("a", 1, "f"), None, 0.5]
