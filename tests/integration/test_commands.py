@@ -35,7 +35,8 @@ def test_every_stage_prints_the_resolved_recipe_and_stops(stage: str, tmp_path: 
     done = python("-m", f"ray_jobs.{stage}", "--config", path, "--set", "train.max_steps=77", "--dry-run")
     assert done.returncode == 0, done.stderr
     assert yaml.safe_load(done.stdout)["train"]["max_steps"] == 77
-    assert done.stdout == dump_recipe(load_recipe(path, ["train.max_steps=77"]))
+    lines = [line for line in done.stdout.splitlines(keepends=True) if not line.startswith("#")]  # but for an estimate
+    assert "".join(lines) == dump_recipe(load_recipe(path, ["train.max_steps=77"]))
 
 
 def test_all_mistakes_of_a_recipe_are_told_at_once_before_anything_starts(tmp_path: Path) -> None:
