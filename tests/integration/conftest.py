@@ -23,7 +23,7 @@ from codeparrot.ports import free_ports
 from codeparrot.s3 import S3Storage
 
 ROOT = Path(__file__).parents[2]
-DEADLINE_SECONDS = 300.0
+DEADLINE_SECONDS = 600.0
 DISTRIBUTIONS = [
     "click",
     "filelock",
