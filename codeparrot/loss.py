@@ -69,7 +69,7 @@ class NextTokenLoss(Loss):
         """
         where = {} if positions is None else {"position_ids": positions}
         hidden = self.model.base_model(input_ids=rows, use_cache=False, **where).last_hidden_state  # (B, T, C)
-        kept = None if lengths is None else predicted(rows, lengths).flatten()
+        kept = None if lengths is None else _before(rows, lengths)[:, 1:].flatten()
         return Asked(hidden[:, :-1].flatten(0, 1), rows[:, 1:].flatten(), kept)
 
 
@@ -135,11 +135,6 @@ def _visible(rows: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
 def _before(rows: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
     """Which tokens of each row are no padding: the shape of `rows`, bool."""
     return torch.arange(rows.shape[1], device=rows.device) < lengths.unsqueeze(1)
-
-
-def predicted(rows: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
-    """Which of the tokens but the first of each row are no padding: shape (B, T - 1), bool."""
-    return torch.arange(1, rows.shape[1], device=rows.device) < lengths.unsqueeze(1)
 
 
 def summed_nll(

@@ -39,12 +39,12 @@ def flops_per_token(
 
 def num_seen(config: "transformers.PreTrainedConfig") -> int:
     """T above: how many tokens each is compared with, those after it among them, as is usual; or what costs as much."""
-    from codeparrot import attention
-
     length = int(config.max_position_embeddings)
     kind = getattr(config, "attention_kind", None)
     if kind is None:
         return length
+    from codeparrot import attention
+
     if kind == "linear":  # pairs in a chunk; the state, read and written
         return min(length, attention.CHUNK + int(config.hidden_size // config.num_attention_heads))
     reach = attention.reach_of(config)

@@ -74,12 +74,12 @@ def score(
         for words, text in steps:
             done = inside(["kubectl", *chosen, *where, "--", *words], text=text)
             if done.code != 0:
-                raise RunError(f"Pod {api.namespace}/{name}: scoring ended with exit code {done.code}:\n  {done.tail}")
+                break
     finally:
         with contextlib.suppress(ClientError):
             api.delete(POD, name)
-    if not done.out.strip():
-        raise RunError(f"Pod {api.namespace}/{name}: scoring ended with exit code 0:\n  {done.tail}")
+    if done.code != 0 or not done.out.strip():
+        raise RunError(f"Pod {api.namespace}/{name}: scoring ended with exit code {done.code}:\n  {done.tail}")
     results, _, summary = done.out.strip().rpartition("\n")
     return f"{results}\n", summary
 

@@ -227,16 +227,15 @@ def spread(
     return [results[index] for index in range(len(items))]
 
 
-def _apply(row: dict[str, Any], work: Callable[[Any], Any], keep: Callable[[int, Any], None] | None) -> dict[str, Any]:
+def _apply(row: dict[str, Any], work: Callable[[Any], Any], keep: Callable[[int, Any], bytes] | None) -> dict[str, Any]:
     warnings: list[str] = []
     with warnings_to(warnings.append):
         try:
             result = work(pickle.loads(row["item"]))  # noqa: S301 - made by spread
-            if keep is not None:
-                keep(row["index"], result)
+            pickled = pickle.dumps(result) if keep is None else keep(row["index"], result)
         except CodeParrotError as error:  # as a value, since Ray Data would lose it among errors of its own
-            result = error
-    return {"index": row["index"], "result": pickle.dumps(result), "warnings": warnings}
+            pickled = pickle.dumps(error)
+    return {"index": row["index"], "result": pickled, "warnings": warnings}
 
 
 class _Forward(logging.Handler):

@@ -40,9 +40,11 @@ class Kept:
     folder: str
     """Of the attempt, relative to the base of the store."""
 
-    def write(self, step: str, index: int, result: Any) -> None:
-        """Keep the result of one task of a step."""
-        open_storage(self.uri).write(f"{self._prefix(step)}{index:07d}", dump(result))
+    def write(self, step: str, index: int, result: Any) -> bytes:
+        """Keep the result of one task of a step; returns it as it is stored, which `pickle.loads` takes too."""
+        stored = dump(result)
+        open_storage(self.uri).write(f"{self._prefix(step)}{index:07d}", stored)
+        return stored
 
     def read(self, step: str) -> dict[int, Any]:
         """The results of a step that are there, by the index of the task."""

@@ -49,14 +49,15 @@ def estimate(recipe: Recipe, options: argparse.Namespace) -> str:
     return "".join(f"# {line}".rstrip() + "\n" for line in ["", "An estimate (codeparrot/sizing.py):", *lines])
 
 
-def _size(recipe: Recipe) -> Size:
+def size_of_recipe(recipe: Recipe) -> Size:
+    """The arithmetic of its training."""
     return size_of(
         recipe.model, recipe.train, vocab_size=recipe.tokenizer.vocab_size, max_seq_len=recipe.pack.max_seq_len
     )
 
 
 def _work(recipe: Recipe) -> Iterator[str]:
-    found = _size(recipe)
+    found = size_of_recipe(recipe)
     yield f"parameters         {found.num_parameters / 1e6:.1f}M ({count(found.num_parameters)})"
     yield f"FLOPs per token    {found.flops_per_token:.4g}, forward and backward"
     yield (
@@ -104,7 +105,7 @@ def _time(recipe: Recipe, device: Accelerator | None, mfu: float, price: float |
         yield "hours and cost: name a device by --accelerator"
         return
     workers = recipe.train.num_workers
-    hours = _size(recipe).hours(workers * device.flops, mfu)
+    hours = size_of_recipe(recipe).hours(workers * device.flops, mfu)
     yield f"{workers} x {device.name}: {device.flops / 1e12:,.0f} TFLOP/s and {size(device.memory_bytes)} each"
     yield f"hours              {hours:,.1f} at an MFU of {mfu:.0%}: {hours * workers:,.1f} of one device"
     cost = f"{hours * workers * price:,.0f}, at {price:g} an hour" if price else "give the price of an hour by --price"

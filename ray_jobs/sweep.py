@@ -26,7 +26,6 @@ from codeparrot.errors import ObjectNotFound
 from codeparrot.log_plots import power
 from codeparrot.manifest import Manifest, canonical, require_manifest
 from codeparrot.plots import compact
-from codeparrot.sizing import size_of
 from codeparrot.storage import LocalStorage, Storage, open_storage, sha256_hex
 from codeparrot.study import Planned, Study, load_study
 from codeparrot.study_page import Question, Result, findings, render
@@ -35,6 +34,7 @@ from ray_jobs.cluster import ray_session
 from ray_jobs.interrupt import interruptible
 from ray_jobs.progress import configure_logging, duration
 from ray_jobs.runs import print_table
+from ray_jobs.sizes import size_of_recipe
 from ray_jobs.stage import Stage, reported, run_stage, shared_options, state_folder
 from ray_jobs.status import announced
 
@@ -192,9 +192,7 @@ def show_plan(study: Study) -> None:
     rows, total = [], 0.0
     for planned in study.planned:
         recipe = planned.recipe
-        size = size_of(
-            recipe.model, recipe.train, vocab_size=recipe.tokenizer.vocab_size, max_seq_len=recipe.pack.max_seq_len
-        )
+        size = size_of_recipe(recipe)
         note = "held out" if study.is_held_out(planned) else ""
         rows.append([recipe.run_name, compact(size.num_parameters), compact(size.tokens), power(size.flops), note])
         total += size.flops

@@ -24,9 +24,7 @@ from codeparrot.attention import (
     features,
     linear_attention,
 )
-from codeparrot.completion import Request
 from codeparrot.dataloader import PackedRows
-from codeparrot.engine import Engine, EngineSettings
 from codeparrot.errors import ConfigError, ManifestError
 from codeparrot.evaluate import token_nll
 from codeparrot.exported import Pretrained, load_folder
@@ -40,7 +38,7 @@ from codeparrot.storage import LocalStorage
 from codeparrot.throughput import flops_per_token
 from codeparrot.train import fit
 from codeparrot.training_job import Unsupervised
-from codeparrot.vocabulary import Vocabulary
+from tests.unit.test_engine import assert_completes_as_generate_does
 from tests.unit.test_train import Killed, Watching, job, learned, settle, weights
 
 OURS = ["window", "sparse", "linear"]
@@ -180,13 +178,7 @@ def test_the_state_does_not_grow_while_linear_attention_generates() -> None:
 
 @pytest.mark.parametrize("kind", OURS)
 def test_the_engine_completes_as_generate_does_whatever_the_batch(tiny: Pretrained, kind: str) -> None:
-    model = model_of(kind)
-    asked = [Request(range(1, 4 + 5 * number), 14, temperature=number % 2, seed=number) for number in range(5)]
-    made = Engine(model, Vocabulary(tiny.tokenizer)).complete(asked)
-    ids = torch.tensor([list(asked[2].prompt_ids)])
-    whole = model.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=14, do_sample=False, pad_token_id=0)
-    assert list(made[2].token_ids) == whole[0, ids.shape[1] :].tolist()
-    assert made == Engine(model, Vocabulary(tiny.tokenizer), EngineSettings(max_batch_size=1)).complete(asked)
+    assert_completes_as_generate_does(model_of(kind), tiny, shortest=3, num_tokens=14, which=2)
 
 
 @pytest.mark.parametrize("kind", OURS)

@@ -225,6 +225,22 @@ def test_eager_attention_gives_the_same(tiny: Pretrained, requests: list[Request
         tiny.model.set_attn_implementation("sdpa")
 
 
+def assert_completes_as_generate_does(
+    model: Any, tiny: Pretrained, *, shortest: int = 7, num_tokens: int = 20, which: int = 0
+) -> None:
+    """The request `which` of five, greedily, as `generate` does; and all of them whatever the batch."""
+    asked = [
+        Request(range(1, shortest + 1 + 5 * number), num_tokens, temperature=number % 2, seed=number)
+        for number in range(5)
+    ]
+    made = Engine(model, Vocabulary(tiny.tokenizer)).complete(asked)
+    ids = torch.tensor([list(asked[which].prompt_ids)])
+    seen = torch.ones_like(ids)
+    whole = model.generate(ids, attention_mask=seen, max_new_tokens=num_tokens, do_sample=False, pad_token_id=0)
+    assert list(made[which].token_ids) == whole[0, ids.shape[1] :].tolist()
+    assert made == Engine(model, Vocabulary(tiny.tokenizer), EngineSettings(max_batch_size=1)).complete(asked)
+
+
 def test_rotary_positions_and_grouped_heads_are_decoded_too(tiny: Pretrained) -> None:
     from transformers import LlamaConfig, LlamaForCausalLM
 
@@ -240,12 +256,7 @@ def test_rotary_positions_and_grouped_heads_are_decoded_too(tiny: Pretrained) ->
         initializer_range=0.3,
     )
     model: Any = LlamaForCausalLM(config).eval()
-    asked = [Request(range(1, 8 + 5 * number), 20, temperature=number % 2, seed=number) for number in range(5)]
-    made = Engine(model, Vocabulary(tiny.tokenizer)).complete(asked)
-    ids = torch.tensor([list(asked[0].prompt_ids)])
-    whole = model.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=20, do_sample=False, pad_token_id=0)
-    assert list(made[0].token_ids) == whole[0, ids.shape[1] :].tolist()
-    assert made == Engine(model, Vocabulary(tiny.tokenizer), EngineSettings(max_batch_size=1)).complete(asked)
+    assert_completes_as_generate_does(model, tiny)
 
 
 def test_nanochat_is_decoded_too(tiny: Pretrained) -> None:
@@ -253,12 +264,7 @@ def test_nanochat_is_decoded_too(tiny: Pretrained) -> None:
     model: Any = build_model(model_config(sizes, vocab_size=600, max_seq_len=CONTEXT, eos_token_id=0), seed=0).eval()
     for parameter in model.parameters():
         parameter.data *= 3
-    asked = [Request(range(1, 8 + 5 * number), 20, temperature=number % 2, seed=number) for number in range(5)]
-    made = Engine(model, Vocabulary(tiny.tokenizer)).complete(asked)
-    ids = torch.tensor([list(asked[0].prompt_ids)])
-    whole = model.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=20, do_sample=False, pad_token_id=0)
-    assert list(made[0].token_ids) == whole[0, ids.shape[1] :].tolist()
-    assert made == Engine(model, Vocabulary(tiny.tokenizer), EngineSettings(max_batch_size=1)).complete(asked)
+    assert_completes_as_generate_does(model, tiny)
 
 
 def test_models_that_forget_are_refused() -> None:

@@ -2,7 +2,6 @@
 
 import gc
 import json
-import multiprocessing
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -115,16 +114,7 @@ def test_memory_of_ranks_is_within_a_tenth_of_what_their_tensors_take(
     monkeypatch.setattr(test_train, "VOCAB_SIZE", 1024)
     monkeypatch.setattr(test_train, "MAX_SEQ_LEN", 128)
     test_train.job(tmp_path, **values)  # the rows, before there are two that would make them
-    context = multiprocessing.get_context("spawn")
-    ranks = [
-        context.Process(target=_rank_measured, args=(rank, str(tmp_path), free_port, values), daemon=True)
-        for rank in range(2)
-    ]
-    for process in ranks:
-        process.start()
-    for process in ranks:
-        process.join(500)
-    assert [process.exitcode for process in ranks] == [0, 0]
+    test_train.run_ranks(_rank_measured, str(tmp_path), free_port, values, seconds=500)
     peaks = [peak for rank in range(2) for peak in json.loads((tmp_path / f"{rank}.json").read_text())]
     measured = min(peaks)  # a gather that runs ahead holds parameters of a block for longer, as it happens
     assert memory(layout(TINY, 1024, 128, **values)).total == pytest.approx(measured, rel=0.1)

@@ -291,16 +291,20 @@ def _rank_with(rank: int, world_size: int, folder: str, port: int, name: str, se
     leave(0)
 
 
-def with_ranks(folder: Path, name: str, port: int, *, world_size: int = 2, **settings: Any) -> Any:
-    """The result of a run of several processes."""
+def run_ranks(rank_of: Callable[..., None], *arguments: Any, world_size: int = 2, seconds: float = 120) -> None:
+    """Processes that each call `rank_of` with their rank and the arguments; all must end well."""
     context = multiprocessing.get_context("spawn")
-    arguments = [(rank, world_size, str(folder), port, name, settings) for rank in range(world_size)]
-    ranks = [context.Process(target=_rank_with, args=each, daemon=True) for each in arguments]
+    ranks = [context.Process(target=rank_of, args=(rank, *arguments), daemon=True) for rank in range(world_size)]
     for process in ranks:
         process.start()
     for process in ranks:
-        process.join(120)
+        process.join(seconds)
     assert [process.exitcode for process in ranks] == [0] * world_size
+
+
+def with_ranks(folder: Path, name: str, port: int, *, world_size: int = 2, **settings: Any) -> Any:
+    """The result of a run of several processes."""
+    run_ranks(_rank_with, world_size, str(folder), port, name, settings, world_size=world_size)
     return json.loads((folder / f"{name}.json").read_text())
 
 

@@ -1,7 +1,6 @@
 """The loop with every objective: resumed bit for bit, the same on two ranks, with the loss of transformers."""
 
 import json
-import multiprocessing
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -39,6 +38,7 @@ from tests.unit.test_train import (
     job,
     learned,
     packed_corpus,
+    run_ranks,
     settle,
     weights,
 )
@@ -146,16 +146,7 @@ def _rank(rank: int, folder: str, port: int, name: str, parallel: str) -> None:
 @pytest.mark.parametrize(("name", "parallel"), [("words", "ddp"), ("words", "fsdp"), ("span", "ddp"), ("span", "fsdp")])
 def test_two_ranks_are_asked_the_same_as_one(tmp_path: Path, free_port: int, name: str, parallel: str) -> None:
     one = fit(asking(tmp_path, name, run="one"), World(), Unsupervised())
-    context = multiprocessing.get_context("spawn")
-    ranks = [
-        context.Process(target=_rank, args=(rank, str(tmp_path), free_port, name, parallel), daemon=True)
-        for rank in range(2)
-    ]
-    for process in ranks:
-        process.start()
-    for process in ranks:
-        process.join(120)
-    assert [process.exitcode for process in ranks] == [0, 0]
+    run_ranks(_rank, str(tmp_path), free_port, name, parallel)
     assert_same_learning(json.loads((tmp_path / "two.json").read_text())["history"], learned(one))
 
 
