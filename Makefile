@@ -12,7 +12,7 @@ CONFIG ?= recipes/tiny.yaml
 STAGE ?= pipeline
 ONLY ?=
 IMAGE ?= codeparrot:dev
-JOBS ?= 2
+JOBS ?= 3
 # Plain pip and uv settings that some machines export would make every start slower: bytecode is compiled once.
 export PYTHONDONTWRITEBYTECODE :=
 export RAY_USAGE_STATS_ENABLED := 0
@@ -71,11 +71,11 @@ e2e: $(VENV)/.test cluster-up ## Install, train, disturb, upgrade and remove on 
 	@$(PY) -m pytest tests/e2e -s
 
 ##@ Work on it
-test: $(VENV)/.test lint ## Lint, type-check, and run the unit and integration tests (JOBS=2 at a time)
+test: $(VENV)/.test lint ## Lint, type-check, and run the unit and integration tests (JOBS=3 at a time)
 	@$(PY) -m pytest -m "not faults" -n $(JOBS) --dist loadfile
 
 faults: $(VENV)/.test ## Disturb runs in every way, and compare their results with those of an undisturbed one
-	@$(PY) -m pytest -m faults -n $(JOBS) --dist loadgroup
+	@$(PY) -m pytest -m faults -n 2 --dist loadgroup
 
 unit: $(VENV)/.test ## The unit tests alone (seconds)
 	@$(PY) -m pytest tests/unit

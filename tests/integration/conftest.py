@@ -1,8 +1,10 @@
 """A real S3 server, a real Ray, and small runs of the real commands."""
 
 import contextlib
+import fcntl
 import os
 import secrets
+import shutil
 import signal
 import subprocess
 import sys
@@ -24,6 +26,13 @@ from codeparrot.s3 import S3Storage
 
 ROOT = Path(__file__).parents[2]
 DEADLINE_SECONDS = 600.0
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Groups of tests that run one after the other come first: of what runs side by side, the longest first."""
+    items.sort(key=lambda item: item.get_closest_marker("xdist_group") is None)
+
+
 DISTRIBUTIONS = [
     "click",
     "filelock",
@@ -190,6 +199,21 @@ def listeners(pids: Iterable[int]) -> set[str]:
                 found.add(fields[1].split(":")[0])
     assert found, "these processes listen nowhere"
     return found
+
+
+def made_once(tmp_path_factory: pytest.TempPathFactory, name: str, make: Callable[[Path], None]) -> Path:
+    """The folder of that name, filled by the first of the parallel test processes that needs it; the others wait."""
+    parallel = "PYTEST_XDIST_WORKER" in os.environ
+    folder = (tmp_path_factory.getbasetemp().parent if parallel else tmp_path_factory.getbasetemp()) / name
+    with (folder.parent / f"{name}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        done = folder / "made"
+        if not done.exists():
+            shutil.rmtree(folder, ignore_errors=True)
+            folder.mkdir()
+            make(folder)
+            done.touch()
+    return folder
 
 
 @dataclass

@@ -16,7 +16,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -25,15 +25,17 @@ import pytest
 from codeparrot import local_store
 from codeparrot.manifest import load_manifest
 from codeparrot.storage import sha256_hex
-from tests.integration.conftest import BEFORE_TRAINING, Cluster, Machine, Process, micro_recipe, ray_cluster
+from tests.integration.conftest import BEFORE_TRAINING, Cluster, Machine, Process, made_once, micro_recipe, ray_cluster
 
 pytestmark = pytest.mark.faults
 
 SUCCESS, FAILED, INTERRUPTED = 0, 1, 3
 NUM_STEPS = 120
 NUM_KILLS = int(os.environ.get("CODEPARROT_NUM_KILLS", "10"))
-STEPS_PER_KILL = 40
+STEPS_PER_KILL = 25
 """Twice what was seen of two cores; a run that ends before its last kill fails the test."""
+FEW_STEPS = 30
+"""Enough for a checkpoint to fall back to."""
 NEVER = 100_000_000
 NO_CHECKPOINTS = f"train.checkpoint.every_steps={NEVER}"
 
@@ -81,9 +83,11 @@ def result(machine: Machine) -> Trained:
 @pytest.fixture(scope="module")
 def packed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The store of a machine on which everything up to training is done."""
-    machine = Machine(tmp_path_factory.mktemp("packed"), chaos_recipe())
-    machine.run_at_once(*BEFORE_TRAINING)
-    return machine.state / "store"
+
+    def make(folder: Path) -> None:
+        Machine(folder, chaos_recipe()).run_at_once(*BEFORE_TRAINING)
+
+    return Machine(made_once(tmp_path_factory, "packed", make), {}).state / "store"
 
 
 def ready(folder: Path, packed: Path) -> Machine:
@@ -96,9 +100,14 @@ def ready(folder: Path, packed: Path) -> Machine:
 @pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory: pytest.TempPathFactory, packed: Path) -> Trained:
     """The run without any disturbance."""
-    machine = ready(tmp_path_factory.mktemp("undisturbed"), packed)
-    machine.run("train")
-    trained = result(machine)
+
+    def make(folder: Path) -> None:
+        machine = ready(folder, packed)
+        machine.run("train")
+        (folder / "trained.json").write_text(json.dumps(asdict(result(machine))))
+
+    values = json.loads((made_once(tmp_path_factory, "trained", make) / "trained.json").read_bytes())
+    trained = Trained(**values | {"rows": [tuple(row) for row in values["rows"]]})
     assert [step for step, _ in trained.rows] == list(range(1, NUM_STEPS + 1))
     return trained
 
@@ -285,7 +294,7 @@ def train_alone(machine: Machine) -> tuple[str, dict[str, str]]:
     with machine.storage() as storage, local_store.running(machine.state / "store", "codeparrot") as store:
         process = Process(command, {**store.environment(), "CODEPARROT_CACHE": str(machine.folder / "cache")})
         assert process.wait() == SUCCESS, process.output
-        last = load_manifest(storage, f"runs/micro/checkpoints/step-{NUM_STEPS:08d}")
+        last = load_manifest(storage, f"runs/micro/checkpoints/step-{FEW_STEPS:08d}")
         assert last is not None
         return process.output, {file.name: file.sha256 for file in last.files if "safetensors" in file.name}
 
@@ -294,19 +303,22 @@ def train_alone(machine: Machine) -> tuple[str, dict[str, str]]:
 def trained_alone(tmp_path_factory: pytest.TempPathFactory, packed: Path) -> tuple[Path, dict[str, str]]:
     """(the store of a machine on which one process has trained, what it has learned)."""
     machine = ready(tmp_path_factory.mktemp("alone"), packed)
+    machine.values["train"] |= {"max_steps": FEW_STEPS}
     _, weights = train_alone(machine)
     return machine.state / "store", weights
 
 
+@pytest.mark.xdist_group("damaged")  # one run serves all
 @pytest.mark.parametrize("damage", ["truncated", "flipped", "without a manifest"])
 def test_a_damaged_newest_checkpoint_costs_the_steps_since_the_one_before(
     machine: Machine, trained_alone: tuple[Path, dict[str, str]], damage: str
 ) -> None:
     folder, weights = trained_alone
     damaged = ready(machine.folder / "damaged", folder)
+    damaged.values["train"] |= {"max_steps": FEW_STEPS}
     with damaged.storage() as storage:
-        newest = f"runs/micro/checkpoints/step-{NUM_STEPS:08d}/manifest.json"
-        model = next(path for path, _ in storage.list("runs/micro/checkpoints") if f"{NUM_STEPS:08d}/data" in path)
+        newest = f"runs/micro/checkpoints/step-{FEW_STEPS:08d}/manifest.json"
+        model = next(path for path, _ in storage.list("runs/micro/checkpoints") if f"{FEW_STEPS:08d}/data" in path)
         data = storage.read(model)
         if damage == "truncated":
             storage.write(model, data[:-1])
@@ -316,9 +328,9 @@ def test_a_damaged_newest_checkpoint_costs_the_steps_since_the_one_before(
             storage.delete([newest])
         steps = {int(path.partition("step-")[2][:8]) for path, _ in storage.list("runs/micro/checkpoints")}
     output, again = train_alone(damaged)
-    assert f"kind=resumed step={max(steps - {NUM_STEPS})}" in output
+    assert f"kind=resumed step={max(steps - {FEW_STEPS})}" in output
     assert again == weights
-    assert damage == "without a manifest" or f"checkpoint of step {NUM_STEPS} is damaged" in output
+    assert damage == "without a manifest" or f"checkpoint of step {FEW_STEPS} is damaged" in output
 
 
 def test_stopped_by_a_signal_it_continues_at_the_same_step_with_fewer_workers_and_with_more(
