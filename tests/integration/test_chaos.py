@@ -32,7 +32,7 @@ pytestmark = pytest.mark.faults
 SUCCESS, FAILED, INTERRUPTED = 0, 1, 3
 NUM_STEPS = 120
 NUM_KILLS = int(os.environ.get("CODEPARROT_NUM_KILLS", "10"))
-STEPS_PER_KILL = 25
+STEPS_PER_KILL = 40
 """Twice what was seen of two cores; a run that ends before its last kill fails the test."""
 FEW_STEPS = 30
 """Enough for a checkpoint to fall back to."""
@@ -290,6 +290,7 @@ def test_of_two_drivers_with_one_run_name_one_wins_and_the_other_says_so(
 
 def train_alone(machine: Machine) -> tuple[str, dict[str, str]]:
     """(output, hashes of weights and moments at the end) of one process of `codeparrot.launch`, which needs no Ray."""
+    machine.values["train"] |= {"max_steps": FEW_STEPS}
     command = [sys.executable, "-m", "codeparrot.launch", "--config", str(machine.write_recipe())]
     with machine.storage() as storage, local_store.running(machine.state / "store", "codeparrot") as store:
         process = Process(command, {**store.environment(), "CODEPARROT_CACHE": str(machine.folder / "cache")})
@@ -305,7 +306,6 @@ def trained_alone(tmp_path_factory: pytest.TempPathFactory, packed: Path) -> tup
 
     def make(folder: Path) -> None:
         machine = ready(folder, packed)
-        machine.values["train"] |= {"max_steps": FEW_STEPS}
         (folder / "weights.json").write_text(json.dumps(train_alone(machine)[1]))
 
     folder = made_once(tmp_path_factory, "alone", make)
@@ -318,7 +318,6 @@ def test_a_damaged_newest_checkpoint_costs_the_steps_since_the_one_before(
 ) -> None:
     folder, weights = trained_alone
     damaged = ready(machine.folder / "damaged", folder)
-    damaged.values["train"] |= {"max_steps": FEW_STEPS}
     with damaged.storage() as storage:
         newest = f"runs/micro/checkpoints/step-{FEW_STEPS:08d}/manifest.json"
         model = next(path for path, _ in storage.list("runs/micro/checkpoints") if f"{FEW_STEPS:08d}/data" in path)
