@@ -5,10 +5,12 @@ and returns a small summary. So memory stays flat, a killed worker costs its sha
 written do not depend on how many workers there are (docs/decisions/0002).
 """
 
+import json
 import logging
 import os
 import pickle
 import secrets
+import shlex
 import shutil
 import socket
 import sys
@@ -21,6 +23,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from codeparrot.errors import ClusterError, CodeParrotError
+from ray_jobs import worker_fork
 from ray_jobs.interrupt import check, keeping_handlers
 from ray_jobs.kept import Kept
 from ray_jobs.progress import progress
@@ -36,6 +39,8 @@ MAX_SHOWN_ERROR = 300
 CONNECT_TIMEOUT_SECONDS = 10.0
 SPREAD_PLACEMENT_SECONDS = 30.0
 TEMPORARY_PREFIX = "codeparrot-ray-"
+MODULES = ("ray.data",)
+"""What every worker of a job needs, and takes a second or more to import."""
 TRAIN_FOLDER = Path(tempfile.gettempdir()) / f"codeparrot-ray-train-{os.getuid()}"
 """Ray Train's own bookkeeping, which no run resumes from."""
 FORWARDED = (
@@ -100,14 +105,21 @@ def connect() -> None:
         return
     for name, value in DEFAULTS.items():
         os.environ.setdefault(name, value)
-    options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
+    options: dict[str, Any] = {
+        "log_to_driver": False,
+        "logging_level": logging.ERROR,
+        "runtime_env": {"py_executable": executable(*MODULES)},
+    }
     address = os.environ.get("RAY_ADDRESS")
     if address:
         _require_listener(address)
         options["address"] = address
-        if "RAY_JOB_CONFIG_JSON_ENV_VAR" not in os.environ:  # a submitted job has a runtime environment already
+        submitted = os.environ.get("RAY_JOB_CONFIG_JSON_ENV_VAR")
+        if submitted is None:
             forwarded = {name: os.environ[name] for name in FORWARDED if name in os.environ}
-            options["runtime_env"] = {"env_vars": {**DEFAULTS, **forwarded}}
+            options["runtime_env"] |= {"env_vars": {**DEFAULTS, **forwarded}}
+        elif "py_executable" in (json.loads(submitted).get("runtime_env") or {}):
+            del options["runtime_env"]
     else:
         sweep()
         _temporary.append(tempfile.mkdtemp(prefix=f"{TEMPORARY_PREFIX}{os.getpid()}-"))
@@ -118,6 +130,7 @@ def connect() -> None:
             "include_dashboard": False,
             "_temp_dir": _temporary[-1],
         }
+        os.environ.setdefault("RAY_prestart_worker_first_driver", "0")  # they would have no runtime environment
     import ray  # reads its settings from the environment once, so not before they are there
 
     try:
@@ -128,6 +141,18 @@ def connect() -> None:
         raise ClusterError(f"cannot use {where}: {str(error).strip().splitlines()[0]}") from error
     check()
     _silence()
+
+
+def executable(*modules: str) -> str:
+    """The `py_executable` of a runtime environment whose workers have these modules (`ray_jobs.worker_fork`).
+
+    A part of a shell's command. A node that has not that file at the same place starts workers as usual.
+    """
+    if sys.platform != "linux":
+        return sys.executable
+    fork = shlex.join([sys.executable, "-S", worker_fork.FILE, ",".join(modules)])
+    script = f'test -e {shlex.quote(worker_fork.FILE)} && exec {fork} "$@"; exec python "$@"'
+    return shlex.join(["sh", "-c", script, "sh"])
 
 
 def _require_listener(address: str) -> None:

@@ -27,7 +27,7 @@ from codeparrot.manifest import File, Manifest, canonical
 from codeparrot.objectives import identity_of
 from codeparrot.storage import open_storage, probe, sha256_hex
 from ray_jobs import sizes
-from ray_jobs.cluster import TRAIN_FOLDER, connect, require_room, unwrapped, warn_once
+from ray_jobs.cluster import MODULES, TRAIN_FOLDER, connect, executable, require_room, unwrapped, warn_once
 from ray_jobs.interrupt import check
 from ray_jobs.progress import Advance, duration, progress
 from ray_jobs.stage import Output, Stage, Work, main, reported, shared_options, stage_settings
@@ -41,6 +41,8 @@ NAME = "ray_jobs.train"
 STOP_SECONDS = 25.0
 """How long a signal waits for the last checkpoint: less than the 30 s that Kubernetes gives by default."""
 POLL_SECONDS = 1.0
+MODEL_MODULES = ("ray.train.torch", "transformers.models.gpt2.modeling_gpt2", "ray_jobs.train_worker")
+"""What a rank needs and takes seconds to import."""
 WAY_OUT = "lower train.num_workers or train.resources_per_worker"
 
 
@@ -201,6 +203,7 @@ def _trainer(work: Work, mailbox: Any, name: str) -> Any:
         run_config=ray.train.RunConfig(
             name=name,
             storage_path=str(TRAIN_FOLDER),
+            worker_runtime_env={"py_executable": executable(*MODULES, *MODEL_MODULES)},
             failure_config=ray.train.FailureConfig(max_failures=-1),  # counted by `_watch`
         ),
     )
