@@ -8,6 +8,7 @@ The only place that imports ray. In the order of the flow:
     status            where a run stands, in a file for who watches from outside
     kept              results of tasks that outlive the driver
     cluster           Ray itself: connecting, room for workers, work spread with Ray Data
+    worker_fork       Ray's workers as forks of a process that has imported what they need
     tally             documents and bytes, kept and rejected
     collect           sources -> raw documents
     verdicts          what curation knows of documents, as columns

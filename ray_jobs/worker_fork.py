@@ -21,7 +21,7 @@ import struct
 import sys
 import time
 import zlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 FILE = os.path.abspath(__file__)
@@ -30,6 +30,7 @@ WAIT_SECONDS = 30.0
 MAX_REQUEST_BYTES = 200_000
 """An environment and a command; the kernel's default for one message is 212,992."""
 STREAMS = (0, 1, 2)
+LOG_FLAGS = os.O_CREAT | os.O_WRONLY | os.O_APPEND
 READY, GO = b"ready", b"go"
 
 
@@ -58,10 +59,11 @@ def _connection(session: str, path: str) -> socket.socket:
     """To the server at this socket, which is started if there is none."""
     client = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     deadline = time.monotonic() + WAIT_SECONDS
+    num_starts = 0
     while client.connect_ex(path):
-        if time.monotonic() > deadline:
+        num_starts += _start(session, path)
+        if num_starts > 1 or time.monotonic() > deadline:  # it does not live, or not quickly enough
             raise TimeoutError
-        _start(session, path)
         time.sleep(0.01)
     _, uid, _ = struct.unpack("3i", client.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i")))
     if uid != os.getuid():  # the folders of Ray are open to all
@@ -69,30 +71,33 @@ def _connection(session: str, path: str) -> socket.socket:
     return client
 
 
-def _start(session: str, path: str) -> None:
-    """Start the server, unless one has the lock already; it keeps it as long as it lives."""
+def _start(session: str, path: str) -> bool:
+    """Start the server, unless one has the lock already, which it keeps as long as it lives; whether it was started."""
+    streams = os.open(os.devnull, os.O_RDONLY), *[os.open(f"{session}/logs/worker_fork.log", LOG_FLAGS, 0o600)] * 2
     lock = os.open(f"{path}.lock", os.O_CREAT | os.O_WRONLY, 0o600)
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if os.fork() == 0:
+            try:
+                for number, stream in zip(streams, STREAMS, strict=True):
+                    os.dup2(number, stream)
+                os.setpgid(0, 0)  # Ray ends the group of a worker with it
+                os.set_inheritable(lock, True)
+                os.execv(sys.executable, [sys.executable, FILE, "serve", path, str(lock)])
+            finally:
+                os._exit(1)
     except BlockingIOError:
-        os.close(lock)
-        return
-    if os.fork() == 0:
-        log = os.open(f"{session}/logs/worker_fork.log", os.O_CREAT | os.O_WRONLY | os.O_APPEND, 0o600)
-        for stream, number in zip(STREAMS, (os.open(os.devnull, os.O_RDONLY), log, log), strict=True):
-            os.dup2(number, stream)
-        os.setpgid(0, 0)  # Ray ends the group of a worker with it
-        os.set_inheritable(lock, True)
-        os.execv(sys.executable, [sys.executable, FILE, "serve", path, str(lock)])
-    os.close(lock)
+        return False
+    finally:
+        for number in {lock, *streams}:
+            os.close(number)
+    return True
 
 
 def serve(path: str, lock: int) -> list[str]:
     """Fork for everybody who asks, as long as the raylet lives. Returns in the forks: the command to run."""
-    import importlib
     import select
     import signal
-    import traceback
 
     raylet = os.pidfd_open(int(os.environ["RAY_RAYLET_PID"]))
     with contextlib.suppress(FileNotFoundError):
@@ -113,12 +118,7 @@ def serve(path: str, lock: int) -> list[str]:
         data, streams, _, _ = socket.recv_fds(client, MAX_REQUEST_BYTES, len(STREAMS))
         if len(streams) == len(STREAMS):
             request = json.loads(data)
-            for module in request["modules"]:
-                try:
-                    importlib.import_module(module)
-                except Exception:  # noqa: BLE001 - a worker that needs it meets it again, where it is reported
-                    traceback.print_exc()
-            if os.fork() == 0:
+            if _import(request["modules"]) and os.fork() == 0:
                 for number in (lock, raylet, listener.detach()):
                     os.close(number)
                 signal.signal(signal.SIGCHLD, signal.SIG_DFL)
@@ -127,6 +127,62 @@ def serve(path: str, lock: int) -> list[str]:
             os.close(number)
     os.unlink(path)
     sys.exit()
+
+
+_usable = True
+"""Whether forks differ in the ids that Ray draws."""
+
+
+def _import(modules: Iterable[str]) -> bool:
+    """Import these modules; whether forks may be made afterwards."""
+    global _usable
+    missing = [module for module in modules if module not in sys.modules]
+    if not missing or not _usable:
+        return _usable
+    import importlib
+    import traceback
+
+    for module in ("ray.actor", *missing):
+        try:
+            with _nothing_drawn():
+                importlib.import_module(module)
+        except Exception:  # noqa: BLE001 - a worker that needs it meets it again, where it is reported
+            traceback.print_exc()
+    first, second = _drawn_in_fork(), _drawn_in_fork()
+    _usable = first != second
+    if not _usable:
+        print(f"no forks: after {missing}, Ray draws the same ids in all of them", file=sys.stderr, flush=True)
+    return _usable
+
+
+@contextlib.contextmanager
+def _nothing_drawn() -> Iterator[None]:
+    """Keep what is imported from Ray's generator of ids, whose state forks share once it was used.
+
+    It is used when a class of actors is made, to name it.
+    """
+    actor: Any = sys.modules.get("ray.actor")
+    if actor is None:
+        yield
+        return
+    drawn = actor.ActorClassID
+    actor.ActorClassID = type("ActorClassID", (), {"from_random": lambda: drawn(os.urandom(drawn.size()))})
+    try:
+        yield
+    finally:
+        actor.ActorClassID = drawn
+
+
+def _drawn_in_fork() -> bytes:
+    """An id that a fork would draw."""
+    read, write = os.pipe()
+    if os.fork() == 0:
+        with contextlib.suppress(Exception):
+            os.write(write, sys.modules["ray"].UniqueID.from_random().binary())
+        os._exit(0)
+    os.close(write)
+    with os.fdopen(read, "rb") as file:
+        return file.read()
 
 
 def _become(request: dict[str, Any], client: socket.socket, streams: Sequence[int]) -> list[str]:

@@ -30,6 +30,9 @@ CHART = ROOT / "helm" / "codeparrot"
 DEADLINE_SECONDS = 600.0
 wait_until = functools.partial(conftest.wait_until, seconds=DEADLINE_SECONDS, poll_seconds=1.0)
 NUM_STEPS = 500
+NUM_WORKERS = 4
+SMALL: dict[str, Any] = {"training": {"replicas": 1}}
+"""A standing cluster that nothing is trained on: three pods less to start."""
 WEIGHTS = """
 import json, sys
 from codeparrot.manifest import load_manifest
@@ -170,11 +173,12 @@ class Release:
     def upgrade(self, **overrides: Any) -> None:
         """`helm upgrade` with other values; a standing cluster is ready after it, or gone."""
         install(self.namespace, values(self.folder, **overrides))
-        self.wait_until_settled(standing=overrides.get("cluster", {}).get("enabled", True))
+        standing = overrides.get("cluster", {}).get("enabled", True)
+        self.wait_until_settled(standing * overrides.get("training", {}).get("replicas", NUM_WORKERS))
 
-    def wait_until_settled(self, *, standing: bool = True) -> None:
-        """Wait for a ready store and, if it is to stand, for all pods of the standing cluster, and for no others."""
-        wanted = {"store": 1, "head": int(standing), "training": 4 * standing}
+    def wait_until_settled(self, num_training: int) -> None:
+        """Wait for a ready store and for a standing cluster with so many training pods, none if zero, no others."""
+        wanted = {"store": 1, "head": int(num_training > 0), "training": num_training}
 
         def settled() -> bool:
             pods = {name: self.pods(name) for name in wanted}

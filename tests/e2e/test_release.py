@@ -23,6 +23,7 @@ from codeparrot.humaneval import read_problems
 from tests.e2e.conftest import (
     CHART,
     NUM_STEPS,
+    SMALL,
     Namespace,
     Release,
     e2e_recipe,
@@ -262,7 +263,7 @@ def test_a_run_disturbed_in_every_way_ends_with_the_weights_of_an_undisturbed_on
     assert before <= int(re.findall(r"from step (\d+)", line)[0]) < NUM_STEPS
     assert log.wait() == SUCCESS, log.output
     assert rayjob(where, name)["status"]["jobStatus"] == "SUCCEEDED"
-    release.upgrade()
+    release.upgrade(**SMALL)
     disturbed = release.trained("disturbed")
     assert disturbed["rows"] == undisturbed["rows"]
     assert disturbed["weights"] == undisturbed["weights"]
@@ -296,7 +297,7 @@ def test_a_trained_run_is_served_to_those_who_have_a_key(release: Release, undis
     finally:
         forward.popen.terminate()
         forward.wait()
-    release.upgrade()
+    release.upgrade(**SMALL)
     wait_until(lambda: not where.pods(component="serve"), "the end of serving")
 
 
@@ -424,7 +425,7 @@ def test_the_admission_policy_refuses_what_it_must_and_nothing_else(release: Rel
         done = run(*command, text=text, check=False)
         return done.stdout + done.stderr
 
-    release.upgrade(admissionPolicy={"enabled": True})
+    release.upgrade(admissionPolicy={"enabled": True}, **SMALL)
     with_token = CLUSTER_WITHOUT_TOKEN.replace("spec:\n  head", "spec:\n  authOptions: {mode: token}\n  head", 1)
     create = ("create", "--filename", "-")
     wait_until(lambda: "must be token" in answer(*create, text=CLUSTER_WITHOUT_TOKEN), "the policy", seconds=60)
@@ -435,7 +436,7 @@ def test_the_admission_policy_refuses_what_it_must_and_nothing_else(release: Rel
     assert "patched" in answer(*patch, '{"metadata": {"annotations": {"codeparrot/step": "1/2"}}}')
     for change in ({"spec": {"suspend": True}}, {"metadata": {"annotations": {"other": "1"}}}):
         assert "status sidecar may" in answer(*patch, json.dumps(change)), change
-    release.upgrade()
+    release.upgrade(**SMALL)
     left = run("kubectl", "get", "validatingadmissionpolicies", "--output", "name").stdout
     assert where.name not in left
 
@@ -446,9 +447,9 @@ def test_an_upgrade_and_a_rollback_keep_data_and_credentials(release: Release) -
         secret["metadata"]["name"]: secret["data"] for secret in where.get("secret") if secret["type"] == "Opaque"
     }
     [claim] = where.get("pvc")
-    release.upgrade(preemption={"gracePeriodSeconds": 120})
+    release.upgrade(preemption={"gracePeriodSeconds": 120}, **SMALL)
     where.helm("rollback", release.name)
-    release.wait_until_settled()
+    release.wait_until_settled(SMALL["training"]["replicas"])
     after = {secret["metadata"]["name"]: secret["data"] for secret in where.get("secret") if secret["type"] == "Opaque"}
     assert before == after
     assert where.get("pvc")[0]["metadata"]["uid"] == claim["metadata"]["uid"]
@@ -488,6 +489,6 @@ def test_two_releases_do_not_disturb_each_other_and_uninstalling_leaves_the_volu
         rest = {f"{item['kind']}/{item['metadata']['name']}" for item in where.get(kinds)}
         assert rest <= {"ConfigMap/kube-root-ca.crt", "ServiceAccount/default"}, rest
         assert len(where.get("pvc")) == 1
-    release.wait_until_settled()
+    release.wait_until_settled(SMALL["training"]["replicas"])
     assert {pod["metadata"]["uid"] for pod in release.pods("store", "head", "training")} == before
     assert release.trained("disturbed")["rows"]
