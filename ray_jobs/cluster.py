@@ -39,6 +39,7 @@ MAX_SHOWN_ERROR = 300
 CONNECT_TIMEOUT_SECONDS = 10.0
 SPREAD_PLACEMENT_SECONDS = 30.0
 TEMPORARY_PREFIX = "codeparrot-ray-"
+JOB_CONFIG = "RAY_JOB_CONFIG_JSON_ENV_VAR"
 MODULES = ("ray.data",)
 """What every worker of a job needs, and takes a second or more to import."""
 TRAIN_FOLDER = Path(tempfile.gettempdir()) / f"codeparrot-ray-train-{os.getuid()}"
@@ -68,6 +69,7 @@ DEFAULTS = {
     # After a failure; the ranks that are left are killed next anyway. The default of 30 waits for the loss of a node
     # to be certain.
     "TORCH_PROCESS_GROUP_SHUTDOWN_TIMEOUT_S": "2",
+    "RAY_WARN_BLOCKING_GET_INSIDE_ASYNC": "0",  # Ray Train's own setting for its controller: one server forks all
     "HF_HUB_OFFLINE": "1",
     "HF_HUB_DISABLE_TELEMETRY": "1",
     "TOKENIZERS_PARALLELISM": "false",
@@ -114,12 +116,13 @@ def connect() -> None:
     if address:
         _require_listener(address)
         options["address"] = address
-        submitted = os.environ.get("RAY_JOB_CONFIG_JSON_ENV_VAR")
-        if submitted is None:
-            forwarded = {name: os.environ[name] for name in FORWARDED if name in os.environ}
-            options["runtime_env"] |= {"env_vars": {**DEFAULTS, **forwarded}}
-        elif "py_executable" in (json.loads(submitted).get("runtime_env") or {}):
-            del options["runtime_env"]
+        submitted = _runtime_env_of_job()
+        if "py_executable" in submitted:
+            del options["runtime_env"]["py_executable"]
+        theirs = submitted.get("env_vars", {})
+        wanted = DEFAULTS if JOB_CONFIG in os.environ else [*DEFAULTS, *FORWARDED]
+        ours = {name: os.environ[name] for name in wanted if name in os.environ and name not in theirs}
+        options["runtime_env"]["env_vars"] = ours
     else:
         sweep()
         _temporary.append(tempfile.mkdtemp(prefix=f"{TEMPORARY_PREFIX}{os.getpid()}-"))
@@ -141,6 +144,12 @@ def connect() -> None:
         raise ClusterError(f"cannot use {where}: {str(error).strip().splitlines()[0]}") from error
     check()
     _silence()
+
+
+def _runtime_env_of_job() -> Mapping[str, Any]:
+    """What `ray job submit` was given for all processes of this job; Ray refuses to hear the same again."""
+    config = json.loads(os.environ.get(JOB_CONFIG, "{}"))
+    return config.get("runtime_env") or {}
 
 
 def executable(*modules: str) -> str:

@@ -42,7 +42,8 @@ STOP_SECONDS = 25.0
 """How long a signal waits for the last checkpoint: less than the 30 s that Kubernetes gives by default."""
 POLL_SECONDS = 1.0
 MODEL_MODULES = ("ray.train.torch", "transformers.models.gpt2.modeling_gpt2", "ray_jobs.train_worker")
-"""What a rank needs and takes seconds to import."""
+"""What a rank needs and takes seconds to import, and so does Ray Train's controller."""
+FOR_MODELS = {"py_executable": executable(*MODULES, *MODEL_MODULES)}
 WAY_OUT = "lower train.num_workers or train.resources_per_worker"
 
 
@@ -64,7 +65,7 @@ def run(work: Work) -> Output:
     settings = work.recipe.train
     probe(work.storage, work.recipe.prefix_of("run"))
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)  # other nodes may go
-    mailbox = ray.remote(num_cpus=0, scheduling_strategy=here)(Mailbox).remote()
+    mailbox = ray.remote(num_cpus=0, scheduling_strategy=here, runtime_env=FOR_MODELS)(Mailbox).remote()
     while True:
         least = settings.min_workers or settings.num_workers
         require_room(least, _worker_resources(work.recipe), settings.placement_timeout_seconds, WAY_OUT)
@@ -203,7 +204,7 @@ def _trainer(work: Work, mailbox: Any, name: str) -> Any:
         run_config=ray.train.RunConfig(
             name=name,
             storage_path=str(TRAIN_FOLDER),
-            worker_runtime_env={"py_executable": executable(*MODULES, *MODEL_MODULES)},
+            worker_runtime_env=FOR_MODELS,
             failure_config=ray.train.FailureConfig(max_failures=-1),  # counted by `_watch`
         ),
     )

@@ -26,13 +26,6 @@ from codeparrot.s3 import S3Storage
 
 ROOT = Path(__file__).parents[2]
 DEADLINE_SECONDS = 600.0
-
-
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Groups of tests that run one after the other come first: of what runs side by side, the longest first."""
-    items.sort(key=lambda item: item.get_closest_marker("xdist_group") is None)
-
-
 DISTRIBUTIONS = [
     "click",
     "filelock",
@@ -45,6 +38,11 @@ DISTRIBUTIONS = [
     "tqdm",
     "urllib3",
 ]
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Groups of tests that run one after the other come first: of what runs side by side, the longest first."""
+    items.sort(key=lambda item: item.get_closest_marker("xdist_group") is None)
 
 
 def micro_recipe() -> dict[str, Any]:
@@ -331,9 +329,11 @@ def machine(tmp_path: Path) -> Iterator[Machine]:
 @pytest.fixture(scope="session")
 def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Machine:
     """A machine on which the whole pipeline has run once, without disturbance."""
-    machine = Machine(tmp_path_factory.mktemp("undisturbed"), micro_recipe())
-    machine.run()
-    return machine
+
+    def make(folder: Path) -> None:
+        Machine(folder, micro_recipe()).run()
+
+    return Machine(made_once(tmp_path_factory, "undisturbed", make), micro_recipe())
 
 
 @pytest.fixture(scope="session")
