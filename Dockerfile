@@ -38,6 +38,8 @@ COPY k8s /app/k8s
 COPY codeparrot /app/codeparrot
 COPY ray_jobs /app/ray_jobs
 RUN /opt/venv/bin/python -m compileall -q /app
+# A node's first worker waits until the fork server has imported what all of them need (ray_jobs/worker_fork.py).
+ENV RAY_worker_register_timeout_seconds=300
 WORKDIR /app
 USER 1000:1000
 ARG VERSION=dev

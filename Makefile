@@ -13,6 +13,7 @@ STAGE ?= pipeline
 ONLY ?=
 IMAGE ?= codeparrot:dev
 JOBS ?= 3
+FAULTS ?= faults
 # Plain pip and uv settings that some machines export would make every start slower: bytecode is compiled once.
 export PYTHONDONTWRITEBYTECODE :=
 export RAY_USAGE_STATS_ENABLED := 0
@@ -75,7 +76,7 @@ test: $(VENV)/.test lint ## Lint, type-check, and run the unit and integration t
 	@$(PY) -m pytest -m "not faults" -n $(JOBS) --dist loadfile
 
 faults: $(VENV)/.test ## Disturb runs in every way, and compare their results with those of an undisturbed one
-	@$(PY) -m pytest -m faults -n 2 --dist loadgroup
+	@$(PY) -m pytest -m "$(FAULTS)" -n 2 --dist loadgroup
 
 unit: $(VENV)/.test ## The unit tests alone (seconds)
 	@$(PY) -m pytest tests/unit

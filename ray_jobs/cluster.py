@@ -134,6 +134,7 @@ def connect() -> None:
             "_temp_dir": _temporary[-1],
         }
         os.environ.setdefault("RAY_prestart_worker_first_driver", "0")  # they would have no runtime environment
+        os.environ.setdefault("RAY_worker_register_timeout_seconds", "300")  # the first waits for the fork server
     import ray  # reads its settings from the environment once, so not before they are there
 
     try:

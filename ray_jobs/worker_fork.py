@@ -25,8 +25,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 FILE = os.path.abspath(__file__)
-WAIT_SECONDS = 30.0
-"""For a fork, imports included: half of what Ray waits for a worker."""
+WAIT_SECONDS = float(os.environ.get("RAY_worker_register_timeout_seconds", "60")) / 2
+"""For a fork, imports included: half of what Ray waits for a worker (its default is 60 s)."""
 MAX_REQUEST_BYTES = 1 << 21
 """An environment and a command, which the kernel keeps below; a socket takes a tenth of it by default."""
 STREAMS = (0, 1, 2)

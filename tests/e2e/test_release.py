@@ -36,19 +36,15 @@ from tests.e2e.conftest import (
 )
 from tests.integration.conftest import ROOT, Process
 
-SUCCESS, FAILED, BAD_CONFIGURATION = 0, 1, 2
+SUCCESS, BAD_CONFIGURATION, INTERRUPTED = 0, 2, 3
 UNAUTHORIZED = 401
 RECIPE = "/etc/codeparrot/recipe/recipe.yaml"
 
 
-def submitted(release: Release, recipe: dict[str, Any], *options: str) -> str:
-    """The name of a new RayJob."""
-    path = release.folder / f"{recipe['run_name']}.yaml"
-    path.write_text(yaml.safe_dump(recipe))
-    done = release.namespace.k8s("submit", str(path), *options)
-    found = re.search(rf"{recipe['run_name']}-[a-z0-9]+", done.stdout)
-    assert found is not None, done.stdout
-    return found[0]
+def client(where: Namespace, *arguments: str) -> Process:
+    """`python -m k8s` in the background."""
+    command, *rest = arguments
+    return Process.of_python(["-m", "k8s", command, "--namespace", where.name, *rest], {})
 
 
 def rayjob(where: Namespace, name: str) -> dict[str, Any]:
@@ -144,26 +140,6 @@ def test_a_job_that_cannot_be_placed_is_explained_within_two_minutes(release: Re
     release.namespace.kubectl("delete", "rayjob", job["metadata"]["name"], "--wait=true")
 
 
-def test_submit_is_a_rayjob_whose_annotations_move(release: Release, undisturbed: dict[str, Any]) -> None:
-    where = release.namespace
-    release.upgrade(cluster={"enabled": False})
-    path = release.folder / "submitted.yaml"
-    path.write_text(yaml.safe_dump(e2e_recipe("submitted", max_steps=100)))
-    began = time.monotonic()
-    process = Process([sys.executable, "-m", "k8s", "submit", str(path), "--namespace", where.name, "--wait"], {})
-    wait_until(lambda: bool(where.get("rayjob")), "the RayJob")
-    name = where.get("rayjob")[0]["metadata"]["name"]
-    wait_until(lambda: step_of(where, name) > 0, "the first step")
-    print(f"\nsubmit to first step: {time.monotonic() - began:.0f} s")
-    shown = rayjob(where, name)["metadata"]["annotations"]
-    assert {"codeparrot/stage", "codeparrot/step", "codeparrot/loss", "codeparrot/tokens-per-second"} <= set(shown)
-    assert name in where.k8s("list").stdout
-    assert "training from step 0 on 4 workers" in where.k8s("logs", name, "-f").stdout
-    assert process.wait() == SUCCESS, process.output
-    assert step_of(where, name) == 100
-    assert where.k8s("status", name).returncode == SUCCESS
-
-
 def delete_pod(component: str) -> Callable[[Release], None]:
     """Delete one pod at once."""
 
@@ -222,9 +198,20 @@ def test_a_run_disturbed_in_every_way_ends_with_the_weights_of_an_undisturbed_on
     release: Release, undisturbed: dict[str, Any]
 ) -> None:
     where = release.namespace
-    name = submitted(release, e2e_recipe("disturbed"), "--retries", "5")
-    follow = [sys.executable, "-m", "k8s", "logs", name, "--follow", "--namespace", where.name]
-    log = Process(follow, {})
+    release.upgrade(cluster={"enabled": False})
+    path = release.folder / "disturbed.yaml"
+    path.write_text(yaml.safe_dump(e2e_recipe("disturbed")))
+    began = time.monotonic()
+    waiting = client(where, "submit", str(path), "--retries", "5", "--wait")
+    wait_until(lambda: bool(where.get("rayjob")), "the RayJob")
+    name = where.get("rayjob")[0]["metadata"]["name"]
+    log = client(where, "logs", name, "--follow")
+    wait_until(lambda: step_of(where, name) > 0, "the first step")
+    print(f"\nsubmit to first step: {time.monotonic() - began:.0f} s")
+    shown = rayjob(where, name)["metadata"]["annotations"]
+    assert {"codeparrot/stage", "codeparrot/step", "codeparrot/loss", "codeparrot/tokens-per-second"} <= set(shown)
+    assert name in where.k8s("list").stdout
+    assert "training from step 0 on 4 workers" in log.output
 
     def wait_for_news(words: str, old: set[str] | None = None) -> str:
         """A line with these words that is not old; by default, one from now on.
@@ -254,15 +241,19 @@ def test_a_run_disturbed_in_every_way_ends_with_the_weights_of_an_undisturbed_on
     before = step_of(where, name)
     where.k8s("cancel", name)
     assert log.wait() == SUCCESS, log.output
+    assert waiting.wait() == INTERRUPTED, waiting.output
     wait_until(lambda: rayjob(where, name)["status"]["jobDeploymentStatus"] == "Suspended", "the end of the pods")
     began = time.monotonic()
-    where.k8s("resume", name)
-    log = Process(follow, {})
+    waiting = client(where, "resume", name, "--wait")
+    log = client(where, "logs", name, "--follow")
     line = wait_for_news(CONTINUES)
     print(f"\ncancelled at step {before} and resumed: {time.monotonic() - began:.0f} s to: {line}")
     assert before <= int(re.findall(r"from step (\d+)", line)[0]) < NUM_STEPS
     assert log.wait() == SUCCESS, log.output
+    assert waiting.wait() == SUCCESS, waiting.output
     assert rayjob(where, name)["status"]["jobStatus"] == "SUCCEEDED"
+    assert where.k8s("status", name).returncode == SUCCESS
+    assert step_of(where, name) == NUM_STEPS
     release.upgrade(**SMALL)
     disturbed = release.trained("disturbed")
     assert disturbed["rows"] == undisturbed["rows"]

@@ -160,6 +160,7 @@ def train_on(cluster: Cluster, trainee: Machine, store: local_store.LocalStore) 
     return Process(command, {**environment, "RAY_ADDRESS": cluster.gcs})
 
 
+@pytest.mark.in_e2e
 def test_a_cluster_that_is_stopped_and_another_that_continues(trainee: Machine, undisturbed: Trained) -> None:
     with local_store.running(trainee.state / "store", "codeparrot") as store:
         with ray_cluster(num_cpus=1) as cluster:
@@ -175,6 +176,7 @@ def test_a_cluster_that_is_stopped_and_another_that_continues(trainee: Machine, 
     assert result(trainee) == undisturbed
 
 
+@pytest.mark.in_e2e
 def test_a_drained_node_costs_no_step(trainee: Machine, packed: Path) -> None:
     """Of three nodes with room for one worker each, one that has a worker gets SIGTERM, as from Kubernetes."""
     trainee.values["train"] |= {
@@ -217,6 +219,7 @@ def test_a_run_shrinks_with_its_cluster(trainee: Machine, undisturbed: Trained) 
     assert trained.losses == pytest.approx(undisturbed.losses, rel=1e-5)
 
 
+@pytest.mark.in_e2e
 def test_a_store_that_is_gone_for_a_minute_only_delays_the_end(trainee: Machine, undisturbed: Trained) -> None:
     """Training goes on without it; the last checkpoint waits."""
     folder = trainee.state / "store"
