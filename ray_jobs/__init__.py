@@ -9,6 +9,7 @@ The only place that imports ray. In the order of the flow:
     kept              results of tasks that outlive the driver
     cluster           Ray itself: connecting, room for workers, work spread with Ray Data
     worker_fork       Ray's workers as forks of a process that has imported what they need
+    worker_environment  what workers get from us: settings, and the modules with which they begin
     tally             documents and bytes, kept and rejected
     collect           sources -> raw documents
     verdicts          what curation knows of documents, as columns

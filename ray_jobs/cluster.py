@@ -5,12 +5,10 @@ and returns a small summary. So memory stays flat, a killed worker costs its sha
 written do not depend on how many workers there are (docs/decisions/0002).
 """
 
-import json
 import logging
 import os
 import pickle
 import secrets
-import shlex
 import shutil
 import socket
 import sys
@@ -23,10 +21,10 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from codeparrot.errors import ClusterError, CodeParrotError
-from ray_jobs import worker_fork
 from ray_jobs.interrupt import check, keeping_handlers
 from ray_jobs.kept import Kept
 from ray_jobs.progress import progress
+from ray_jobs.worker_environment import DEFAULTS, runtime_environment
 
 logger = logging.getLogger(__name__)
 
@@ -39,42 +37,8 @@ MAX_SHOWN_ERROR = 300
 CONNECT_TIMEOUT_SECONDS = 10.0
 SPREAD_PLACEMENT_SECONDS = 30.0
 TEMPORARY_PREFIX = "codeparrot-ray-"
-JOB_CONFIG = "RAY_JOB_CONFIG_JSON_ENV_VAR"
-MODULES = ("ray.data",)
-"""What every worker of a job needs, and takes a second or more to import."""
 TRAIN_FOLDER = Path(tempfile.gettempdir()) / f"codeparrot-ray-train-{os.getuid()}"
 """Ray Train's own bookkeeping, which no run resumes from."""
-FORWARDED = (
-    "AWS_ENDPOINT_URL",
-    "AWS_ENDPOINT_URL_S3",
-    "AWS_REGION",
-    "AWS_DEFAULT_REGION",
-    "AWS_SHARED_CREDENTIALS_FILE",
-    "AWS_CONFIG_FILE",
-    "AWS_PROFILE",
-    "AWS_CA_BUNDLE",
-    "CODEPARROT_CACHE",
-    "CODEPARROT_CACHE_BYTES",
-    "HF_ENDPOINT",
-    "HF_HUB_OFFLINE",
-    "HF_TOKEN_PATH",
-)
-"""Where the store and the hub are and where their credentials lie, for workers of a cluster that was started without
-them. Keys and tokens themselves are never sent through Ray."""
-DEFAULTS = {
-    "RAY_USAGE_STATS_ENABLED": "0",
-    "RAY_DATA_DISABLE_PROGRESS_BARS": "1",
-    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
-    "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "600",  # image pulls take longer than the default of 60
-    # After a failure; the ranks that are left are killed next anyway. The default of 30 waits for the loss of a node
-    # to be certain.
-    "TORCH_PROCESS_GROUP_SHUTDOWN_TIMEOUT_S": "2",
-    "RAY_WARN_BLOCKING_GET_INSIDE_ASYNC": "0",  # Ray Train's own setting for its controller: one server forks all
-    "HF_HUB_OFFLINE": "1",
-    "HF_HUB_DISABLE_TELEMETRY": "1",
-    "TOKENIZERS_PARALLELISM": "false",
-}
-"""Defaults for every process of ours: no network but the store's, no noise, no needless waits."""
 
 
 _temporary: list[str] = []
@@ -107,22 +71,12 @@ def connect() -> None:
         return
     for name, value in DEFAULTS.items():
         os.environ.setdefault(name, value)
-    options: dict[str, Any] = {
-        "log_to_driver": False,
-        "logging_level": logging.ERROR,
-        "runtime_env": {"py_executable": executable(*MODULES)},
-    }
     address = os.environ.get("RAY_ADDRESS")
+    options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
+    options["runtime_env"] = runtime_environment(local=not address)
     if address:
         _require_listener(address)
         options["address"] = address
-        submitted = _runtime_env_of_job()
-        if "py_executable" in submitted:
-            del options["runtime_env"]["py_executable"]
-        theirs = submitted.get("env_vars", {})
-        wanted = DEFAULTS if JOB_CONFIG in os.environ else [*DEFAULTS, *FORWARDED]
-        ours = {name: os.environ[name] for name in wanted if name in os.environ and name not in theirs}
-        options["runtime_env"]["env_vars"] = ours
     else:
         sweep()
         _temporary.append(tempfile.mkdtemp(prefix=f"{TEMPORARY_PREFIX}{os.getpid()}-"))
@@ -145,24 +99,6 @@ def connect() -> None:
         raise ClusterError(f"cannot use {where}: {str(error).strip().splitlines()[0]}") from error
     check()
     _silence()
-
-
-def _runtime_env_of_job() -> Mapping[str, Any]:
-    """What `ray job submit` was given for all processes of this job; Ray refuses to hear the same again."""
-    config = json.loads(os.environ.get(JOB_CONFIG, "{}"))
-    return config.get("runtime_env") or {}
-
-
-def executable(*modules: str) -> str:
-    """The `py_executable` of a runtime environment whose workers have these modules (`ray_jobs.worker_fork`).
-
-    A part of a shell's command. A node that has not that file at the same place starts workers as usual.
-    """
-    if sys.platform != "linux":
-        return sys.executable
-    fork = shlex.join([sys.executable, "-S", worker_fork.FILE, ",".join(modules)])
-    script = f'test -e {shlex.quote(worker_fork.FILE)} && exec {fork} "$@"; exec python "$@"'
-    return shlex.join(["sh", "-c", script, "sh"])
 
 
 def _require_listener(address: str) -> None:

@@ -27,13 +27,14 @@ from codeparrot.manifest import File, Manifest, canonical
 from codeparrot.objectives import identity_of
 from codeparrot.storage import open_storage, probe, sha256_hex
 from ray_jobs import sizes
-from ray_jobs.cluster import MODULES, TRAIN_FOLDER, connect, executable, require_room, unwrapped, warn_once
+from ray_jobs.cluster import TRAIN_FOLDER, connect, require_room, unwrapped, warn_once
 from ray_jobs.interrupt import check
 from ray_jobs.progress import Advance, duration, progress
 from ray_jobs.stage import Output, Stage, Work, main, reported, shared_options, stage_settings
 from ray_jobs.status import status
 from ray_jobs.telemetry import Telemetry
 from ray_jobs.train_worker import Mailbox, train_worker
+from ray_jobs.worker_environment import MODEL_MODULES, executable
 
 logger = logging.getLogger(__name__)
 
@@ -41,9 +42,7 @@ NAME = "ray_jobs.train"
 STOP_SECONDS = 25.0
 """How long a signal waits for the last checkpoint: less than the 30 s that Kubernetes gives by default."""
 POLL_SECONDS = 1.0
-MODEL_MODULES = ("ray.train.torch", "transformers.models.gpt2.modeling_gpt2", "ray_jobs.train_worker")
-"""What a rank needs and takes seconds to import, and so does Ray Train's controller."""
-FOR_MODELS = {"py_executable": executable(*MODULES, *MODEL_MODULES)}
+FOR_MODELS = {"py_executable": executable(*MODEL_MODULES)}
 WAY_OUT = "lower train.num_workers or train.resources_per_worker"
 
 

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from ray_jobs import worker_fork
-from ray_jobs.cluster import executable
+from ray_jobs.worker_environment import executable
 from tests.integration.conftest import wait_until
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="elsewhere workers are no forks")

@@ -1,0 +1,73 @@
+"""What Ray's workers get from us: settings, and the modules with which they begin."""
+
+import json
+import os
+import shlex
+import sys
+from typing import Any
+
+from ray_jobs import worker_fork
+
+JOB_CONFIG = "RAY_JOB_CONFIG_JSON_ENV_VAR"
+MODULES = ("ray.data",)
+"""What every worker of a job needs, and takes a second or more to import."""
+MODEL_MODULES = (*MODULES, "ray.train.torch", "transformers.models.gpt2.modeling_gpt2", "ray_jobs.train_worker")
+"""What a rank needs and takes seconds to import, and so does Ray Train's controller."""
+FORWARDED = (
+    "AWS_ENDPOINT_URL",
+    "AWS_ENDPOINT_URL_S3",
+    "AWS_REGION",
+    "AWS_DEFAULT_REGION",
+    "AWS_SHARED_CREDENTIALS_FILE",
+    "AWS_CONFIG_FILE",
+    "AWS_PROFILE",
+    "AWS_CA_BUNDLE",
+    "CODEPARROT_CACHE",
+    "CODEPARROT_CACHE_BYTES",
+    "HF_ENDPOINT",
+    "HF_HUB_OFFLINE",
+    "HF_TOKEN_PATH",
+)
+"""Where the store and the hub are and where their credentials lie, for workers of a cluster that was started without
+them. Keys and tokens themselves are never sent through Ray."""
+DEFAULTS = {
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_DATA_DISABLE_PROGRESS_BARS": "1",
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+    "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "600",  # image pulls take longer than the default of 60
+    # After a failure; the ranks that are left are killed next anyway. The default of 30 waits for the loss of a node
+    # to be certain.
+    "TORCH_PROCESS_GROUP_SHUTDOWN_TIMEOUT_S": "2",
+    "RAY_WARN_BLOCKING_GET_INSIDE_ASYNC": "0",  # Ray Train's own setting for its controller: one server forks all
+    "HF_HUB_OFFLINE": "1",
+    "HF_HUB_DISABLE_TELEMETRY": "1",
+    "TOKENIZERS_PARALLELISM": "false",
+}
+"""Defaults for every process of ours: no network but the store's, no noise, no needless waits."""
+
+
+def executable(*modules: str) -> str:
+    """The `py_executable` of a runtime environment whose workers have these modules (`ray_jobs.worker_fork`).
+
+    A part of a shell's command. A node that has not that file at the same place starts workers as usual.
+    """
+    if sys.platform != "linux":
+        return sys.executable
+    fork = shlex.join([sys.executable, "-S", worker_fork.FILE, ",".join(modules)])
+    script = f'test -e {shlex.quote(worker_fork.FILE)} && exec {fork} "$@"; exec python "$@"'
+    return shlex.join(["sh", "-c", script, "sh"])
+
+
+def runtime_environment(*, local: bool) -> dict[str, Any]:
+    """That of a job: of a local Ray, whose processes have this environment anyway, or of a cluster's.
+
+    What `ray job submit` was given comes first; Ray refuses to hear of a setting twice.
+    """
+    if local:
+        return {"py_executable": executable(*MODULES)}
+    config = os.environ.get(JOB_CONFIG)
+    given = json.loads(config or "{}").get("runtime_env") or {}
+    names = [*DEFAULTS, *(FORWARDED if config is None else ())]
+    settings = {name: os.environ[name] for name in names if name in os.environ}
+    ours = {"py_executable": executable(*MODULES)} if "py_executable" not in given else {}
+    return {**ours, "env_vars": {name: settings[name] for name in settings.keys() - given.get("env_vars", {}).keys()}}
