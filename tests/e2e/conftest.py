@@ -33,8 +33,6 @@ NUM_STEPS = 300 if (os.cpu_count() or 1) <= 2 else 1000
 """So many that a run has not ended before its last disturbance; two cores, which make about two steps a second in four
 pods, had made 140 by then."""
 NUM_WORKERS = 4
-SMALL: dict[str, Any] = {"training": {"replicas": 1}}
-"""A standing cluster that nothing is trained on: three pods less to start."""
 OURS = "codeparrot/e2e"
 """The label of our namespaces."""
 WEIGHTS = """
@@ -73,6 +71,13 @@ def e2e_recipe(run_name: str, **train: Any) -> dict[str, Any]:
         **train,
     }
     return recipe
+
+
+SMALL: dict[str, Any] = {
+    "training": {"replicas": 1},
+    "recipe": e2e_recipe("standing", resources_per_worker={"CPU": 0.25}),
+}
+"""A standing cluster that nothing is trained on: three pods less to start."""
 
 
 def run(
