@@ -292,6 +292,9 @@ class Cluster:
         command = [RAY, "start", "--block", "--node-ip-address=127.0.0.1", f"--num-cpus={num_cpus}", *arguments]
         command += [f"--dashboard-agent-listen-port={agent}", "--object-store-memory=100000000"]
         node = Process(command, {"RAY_USAGE_STATS_ENABLED": "0", **self.environment()})
+        wait_until(lambda: "Ray runtime started" in node.output or node.popen.poll() is not None, "a Ray node")
+        if "timed out during startup" in node.output:  # Ray gives it 30 s, which busy cores may need
+            return self.start(*arguments, num_cpus=num_cpus)
         node.wait_for("Ray runtime started")
         return node
 
