@@ -34,7 +34,7 @@ from ray_jobs.stage import Output, Stage, Work, main, reported, shared_options, 
 from ray_jobs.status import status
 from ray_jobs.telemetry import Telemetry
 from ray_jobs.train_worker import Mailbox, train_worker
-from ray_jobs.worker_environment import MODEL_MODULES, executable
+from ray_jobs.worker_environment import MODEL_MODULES, forked
 
 logger = logging.getLogger(__name__)
 
@@ -42,7 +42,6 @@ NAME = "ray_jobs.train"
 STOP_SECONDS = 25.0
 """How long a signal waits for the last checkpoint: less than the 30 s that Kubernetes gives by default."""
 POLL_SECONDS = 1.0
-FOR_MODELS = {"py_executable": executable(*MODEL_MODULES)}
 WAY_OUT = "lower train.num_workers or train.resources_per_worker"
 
 
@@ -64,7 +63,8 @@ def run(work: Work) -> Output:
     settings = work.recipe.train
     probe(work.storage, work.recipe.prefix_of("run"))
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)  # other nodes may go
-    mailbox = ray.remote(num_cpus=0, scheduling_strategy=here, runtime_env=FOR_MODELS)(Mailbox).remote()
+    environment = forked(*MODEL_MODULES)  # of the first worker, too: all after it begin with what they need
+    mailbox = ray.remote(num_cpus=0, scheduling_strategy=here, runtime_env=environment)(Mailbox).remote()
     while True:
         least = settings.min_workers or settings.num_workers
         require_room(least, _worker_resources(work.recipe), settings.placement_timeout_seconds, WAY_OUT)
@@ -203,7 +203,7 @@ def _trainer(work: Work, mailbox: Any, name: str) -> Any:
         run_config=ray.train.RunConfig(
             name=name,
             storage_path=str(TRAIN_FOLDER),
-            worker_runtime_env=FOR_MODELS,
+            worker_runtime_env=forked(*MODEL_MODULES),
             failure_config=ray.train.FailureConfig(max_failures=-1),  # counted by `_watch`
         ),
     )

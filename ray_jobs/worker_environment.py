@@ -4,6 +4,7 @@ import json
 import os
 import shlex
 import sys
+from collections.abc import Mapping
 from typing import Any
 
 from ray_jobs import worker_fork
@@ -46,16 +47,17 @@ DEFAULTS = {
 """Defaults for every process of ours: no network but the store's, no noise, no needless waits."""
 
 
-def executable(*modules: str) -> str:
-    """The `py_executable` of a runtime environment whose workers have these modules (`ray_jobs.worker_fork`).
+def forked(*modules: str) -> dict[str, str]:
+    """What a runtime environment says so that workers are forks that have these modules (`ray_jobs.worker_fork`).
 
-    A part of a shell's command. A node that has not that file at the same place starts workers as usual.
+    Nothing on other systems than Linux, and if `ray job submit` was given a `py_executable` of its own. A node that has
+    not that file at the same place starts workers by the `python` of its PATH.
     """
-    if sys.platform != "linux":
-        return sys.executable
+    if sys.platform != "linux" or "py_executable" in _submitted_with():
+        return {}
     fork = shlex.join([sys.executable, "-S", worker_fork.FILE, ",".join(modules)])
     script = f'test -e {shlex.quote(worker_fork.FILE)} && exec {fork} "$@"; exec python "$@"'
-    return shlex.join(["sh", "-c", script, "sh"])
+    return {"py_executable": shlex.join(["sh", "-c", script, "sh"])}
 
 
 def runtime_environment(*, local: bool) -> dict[str, Any]:
@@ -64,10 +66,13 @@ def runtime_environment(*, local: bool) -> dict[str, Any]:
     What `ray job submit` was given comes first; Ray refuses to hear of a setting twice.
     """
     if local:
-        return {"py_executable": executable(*MODULES)}
-    config = os.environ.get(JOB_CONFIG)
-    given = json.loads(config or "{}").get("runtime_env") or {}
-    names = [*DEFAULTS, *(FORWARDED if config is None else ())]
-    settings = {name: os.environ[name] for name in names if name in os.environ}
-    ours = {"py_executable": executable(*MODULES)} if "py_executable" not in given else {}
-    return {**ours, "env_vars": {name: settings[name] for name in settings.keys() - given.get("env_vars", {}).keys()}}
+        return {**forked(*MODULES)}
+    names = [*DEFAULTS, *(FORWARDED if JOB_CONFIG not in os.environ else ())]
+    theirs = _submitted_with().get("env_vars", {})
+    ours = {name: os.environ[name] for name in names if name in os.environ and name not in theirs}
+    return {**forked(*MODULES), "env_vars": ours}
+
+
+def _submitted_with() -> Mapping[str, Any]:
+    """The runtime environment that `ray job submit` was given."""
+    return json.loads(os.environ.get(JOB_CONFIG, "{}")).get("runtime_env") or {}

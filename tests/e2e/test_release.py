@@ -211,7 +211,7 @@ def test_a_run_disturbed_in_every_way_ends_with_the_weights_of_an_undisturbed_on
     shown = rayjob(where, name)["metadata"]["annotations"]
     assert {"codeparrot/stage", "codeparrot/step", "codeparrot/loss", "codeparrot/tokens-per-second"} <= set(shown)
     assert name in where.k8s("list").stdout
-    assert "training from step 0 on 4 workers" in log.output
+    log.wait_for("training from step 0 on 4 workers")
 
     def wait_for_news(words: str, old: set[str] | None = None) -> str:
         """A line with these words that is not old; by default, one from now on.

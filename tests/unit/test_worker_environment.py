@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from ray_jobs.worker_environment import DEFAULTS, JOB_CONFIG, runtime_environment
+from ray_jobs.worker_environment import DEFAULTS, JOB_CONFIG, forked, runtime_environment
 
 
 @pytest.fixture(autouse=True)
@@ -38,4 +38,12 @@ def test_nothing_is_asked_that_the_submission_has_said(monkeypatch: pytest.Monke
     theirs = {"py_executable": "python", "env_vars": {"HF_HUB_OFFLINE": "0", "OTHER": "1"}}
     monkeypatch.setenv(JOB_CONFIG, json.dumps({"runtime_env": theirs, "metadata": {}}))
     asked = runtime_environment(local=False)
+    assert forked("ray.data") == {}
     assert asked == {"env_vars": {name: value for name, value in DEFAULTS.items() if name != "HF_HUB_OFFLINE"}}
+
+
+def test_elsewhere_than_on_linux_workers_are_no_forks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A path of this machine would be none of the cluster's."""
+    monkeypatch.setattr("sys.platform", "darwin")
+    assert "py_executable" not in runtime_environment(local=False)
+    assert runtime_environment(local=True) == {}

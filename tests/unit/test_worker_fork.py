@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from ray_jobs import worker_fork
-from ray_jobs.worker_environment import executable
+from ray_jobs.worker_environment import forked
 from tests.integration.conftest import wait_until
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="elsewhere workers are no forks")
@@ -55,7 +55,7 @@ class Session:
     def start(self, modules: str = "sndhdr", **environment: str) -> "subprocess.CompletedProcess[str]":
         """Start a worker, and wait for its end."""
         return subprocess.run(
-            [*("bash", "-c", f'exec {executable(*modules.split(","))} "$@"', "bash"), *self.command],
+            [*("bash", "-c", f'exec {forked(*modules.split(","))["py_executable"]} "$@"', "bash"), *self.command],
             env={**self.environment, **environment},
             cwd=self.folder,
             capture_output=True,
